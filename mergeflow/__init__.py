@@ -1,0 +1,26 @@
+"""Merge language models by recipes that are planned, streamed and cached: change one number, pay for what changes."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mergeflow.api import load, plan, run, tensors
+    from mergeflow.workflow.options import Options
+
+__version__ = "0.1.0"
+__all__ = ["Options", "__version__", "load", "plan", "run", "tensors"]
+
+_HOMES = {
+    "load": "mergeflow.api",
+    "plan": "mergeflow.api",
+    "run": "mergeflow.api",
+    "tensors": "mergeflow.api",
+    "Options": "mergeflow.workflow.options",
+}
+
+
+def __getattr__(name: str) -> object:
+    # The rooms import each other's modules, and `import mergeflow.errors` must not import all of them.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mergeflow' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

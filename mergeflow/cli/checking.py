@@ -1,0 +1,36 @@
+"""What `validate` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.markup import escape
+
+from mergeflow.cli.console import show_problems, stdout
+from mergeflow.graph.values import Compiled
+
+
+def show_verdict(recipe: Path, compiled: Compiled, *, failed: bool) -> None:
+    """Every problem, or that there is none and what the recipe would make."""
+    show_problems(compiled.problems)
+    if failed:
+        return
+    made = ", ".join(f"{output.output.step} ({len(output.tensors)} tensors)" for output in compiled.outputs)
+    stdout().print(f"[green]{escape(str(recipe))} is valid[/]: {len(compiled.results)} steps, makes {escape(made)}")
+
+
+def problems_json(compiled: Compiled) -> dict[str, object]:
+    """The problems as plain data."""
+    return {
+        "problems": [
+            {
+                "severity": problem.severity,
+                "message": problem.message,
+                "path": problem.path,
+                "file": problem.position.file if problem.position else None,
+                "line": problem.position.line if problem.position else None,
+                "column": problem.position.column if problem.position else None,
+            }
+            for problem in compiled.problems
+        ]
+    }

@@ -1,0 +1,313 @@
+"""`mergeflow`: the commands, their flags and what they are for.
+
+Commands import what they need when they run, so that `validate` and `plan` start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mergeflow.cli.guard import guarded
+
+if TYPE_CHECKING:
+    from mergeflow.recipe.records import Recipe
+    from mergeflow.workflow.options import Options
+
+app = typer.Typer(
+    help="Merge language models by recipes. Change one number, pay only for the tensors that change.",
+    epilog="Start with: mergeflow validate RECIPE, mergeflow plan RECIPE, mergeflow run RECIPE OUT.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(no_args_is_help=True, help="Look into the cache, and empty it.")
+app.add_typer(cache_app, name="cache")
+
+Recipe_ = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or any mergekit configuration.")]
+Out = Annotated[
+    Path | None, typer.Argument(metavar="[OUT]", help="Folder of the output; the recipe's own when left out.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Give a variable of the recipe another value.")
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", metavar="DIR", help="Cache folder (default: $MERGEFLOW_CACHE, else the user's)."
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write a cache.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Warnings about the recipe are errors.")]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="Memory for buffers, all threads together, such as 512MB."),
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Tasks at a time (default: one per core).")]
+
+
+@app.command(epilog="Example: mergeflow run workflows/demo.yaml ./out --set density=0.4")
+@guarded
+def run(
+    recipe: Recipe_,
+    out: Out = None,
+    set_: Set = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    scheduler: Annotated[
+        str, typer.Option(help="threads, processes, or the address of a Dask scheduler (tcp://host:8786).")
+    ] = "threads",
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    memory: Memory = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.json", help="Write what the run did, as JSON.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")] = False,
+    strict: Strict = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="New NaN and infinities are warnings instead of errors.")
+    ] = False,
+) -> None:
+    """Make the models a recipe describes.
+
+    A second run computes only what has changed. A run that was interrupted goes on where it was. What is in the
+    output's folder stays as it is until the new model is complete.
+    """
+    from mergeflow.cli.console import stdout
+    from mergeflow.cli.progress import ProgressBar, only_warnings
+    from mergeflow.cli.show import show_report
+    from mergeflow.workflow.running import run_recipe
+
+    options = _options(cache, no_cache, scheduler, workers, device, memory, strict, allow_nonfinite)
+    read = _read(recipe, set_)
+    if quiet:
+        done = run_recipe(read, out, options, only_warnings)
+    else:
+        with ProgressBar() as progress:
+            done = run_recipe(read, out, options, progress)
+        show_report(done, stdout())
+    if report is not None:
+        _write_report(report, done.to_json())
+
+
+@app.command(epilog="Example: mergeflow plan workflows/demo.yaml --set t=0.3")
+@guarded
+def plan(
+    recipe: Recipe_,
+    out: Out = None,
+    set_: Set = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    workers: Workers = None,
+    memory: Memory = None,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a run would do: per step what is computed and why, what is known, bytes, peak memory.
+
+    Reads headers, the cache's names and the output's lock file; no weights.
+    """
+    from mergeflow.cli.console import stdout
+    from mergeflow.cli.progress import only_warnings
+    from mergeflow.cli.show import plan_json, show_plan
+    from mergeflow.workflow.planning import plan_recipe
+
+    options = _options(cache, no_cache, "threads", workers, "auto", memory, strict, False)
+    made = plan_recipe(_read(recipe, set_), out, options, only_warnings)
+    if as_json:
+        typer.echo(json.dumps(plan_json(made), indent=2))
+    else:
+        show_plan(made, stdout())
+
+
+@app.command(epilog="Example: mergeflow validate merge.yml --strict")
+@guarded
+def validate(recipe: Recipe_, set_: Set = None, strict: Strict = False, as_json: Json = False) -> None:
+    """Find every mistake in a recipe and in what it names, from headers alone, without touching a weight.
+
+    All problems are listed at once, as file:line:column, with the nearest valid name. Exit code 1 when one is an error.
+    """
+    from mergeflow.cli.checking import problems_json, show_verdict
+    from mergeflow.execute.events import ignore
+    from mergeflow.workflow.models import compile_from_headers
+
+    compiled = compile_from_headers(_read(recipe, set_), ignore, download=False)
+    failed = any(problem.severity == "error" or strict for problem in compiled.problems)
+    if as_json:
+        typer.echo(json.dumps(problems_json(compiled), indent=2))
+    else:
+        show_verdict(recipe, compiled, failed=failed)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command(epilog="Example: mergeflow explain workflows/demo.yaml --tensor '*layer.0*'")
+@guarded
+def explain(
+    recipe: Recipe_,
+    tensor: Annotated[str, typer.Option(metavar="GLOB", help="Only tensors whose names match.")] = "*",
+    set_: Set = None,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Say for each output tensor how it is made: its formula, the parameters it resolved to, what of it is known."""
+    from mergeflow.cli.explaining import explain_json, show_explanation
+    from mergeflow.cli.progress import only_warnings
+    from mergeflow.workflow.explaining import explain_recipe
+
+    options = _options(cache, no_cache, "threads", None, "auto", None, False, False)
+    found = explain_recipe(_read(recipe, set_), tensor, options, only_warnings)
+    if as_json:
+        typer.echo(json.dumps(explain_json(found), indent=2))
+    else:
+        show_explanation(found)
+
+
+@app.command()
+@guarded
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method; all of them when left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the merge methods, or say what one takes, computes and costs, and where it is from."""
+    from mergeflow.cli.methods import methods_json, show_methods
+
+    if as_json:
+        typer.echo(json.dumps(methods_json(name), indent=2))
+    else:
+        show_methods(name)
+
+
+@app.command(epilog="Example: mergeflow schema > recipe.schema.json, and tell your editor")
+@guarded
+def schema() -> None:
+    """Print the JSON schema of a recipe, with which editors complete and check recipes as you write them."""
+    from mergeflow.methods.table import METHODS
+    from mergeflow.recipe.schema import json_schema
+
+    parameters = {name: [(p.name, p.kind) for p in method.parameters] for name, method in METHODS.items()}
+    typer.echo(json.dumps(json_schema(parameters), indent=2))
+
+
+@cache_app.command("ls")
+@guarded
+def cache_ls(cache: CacheFolder = None, as_json: Json = False) -> None:
+    """List what is in the cache: key, kind, operation, size."""
+    from mergeflow.cli.caching import list_entries
+
+    list_entries(_cache(cache), as_json=as_json)
+
+
+@cache_app.command("du")
+@guarded
+def cache_du(cache: CacheFolder = None, as_json: Json = False) -> None:
+    """Say how much room the cache takes."""
+    from mergeflow.cli.caching import show_usage
+
+    show_usage(_cache(cache), as_json=as_json)
+
+
+@cache_app.command("clear")
+@guarded
+def cache_clear(
+    cache: CacheFolder = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove everything from the cache. Outputs stay; the next runs compute again."""
+    from mergeflow.cli.caching import clear_entries
+
+    clear_entries(_cache(cache), ask=not yes)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mergeflow import __version__
+
+        typer.echo(f"mergeflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def mergeflow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Merge language models by recipes. Change one number, pay only for the tensors that change."""
+
+
+def _read(recipe: Path, settings: list[str] | None) -> Recipe:
+    from mergeflow.recipe.read import read_recipe
+
+    overrides = {}
+    for setting in settings or []:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.strip():
+            raise typer.BadParameter(f"--set takes NAME=VALUE, not {setting!r}")
+        overrides[name.strip()] = value
+    return read_recipe(recipe, overrides)
+
+
+def _options(
+    cache: Path | None,
+    no_cache: bool,
+    scheduler: str,
+    workers: int | None,
+    device: str,
+    memory: str | None,
+    strict: bool,
+    allow_non_finite: bool,
+) -> Options:
+    from mergeflow.cli.units import parse_memory
+    from mergeflow.workflow.options import Options, available_cores
+
+    if no_cache and cache is not None:
+        raise typer.BadParameter("--cache and --no-cache exclude each other")
+    if scheduler not in ("threads", "processes") and "://" not in scheduler:
+        raise typer.BadParameter(
+            f"--scheduler is threads, processes or an address such as tcp://host:8786, not {scheduler!r}"
+        )
+    if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
+        raise typer.BadParameter(f"--device is auto, cpu, cuda or cuda:N, not {device!r}")
+    try:
+        limit = parse_memory(memory) if memory is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--memory: {error}") from error
+    return Options(
+        cache=None if no_cache else _cache(cache),
+        scheduler=scheduler,
+        workers=workers or available_cores(),
+        device=device,
+        memory=limit,
+        strict=strict,
+        allow_non_finite=allow_non_finite,
+    )
+
+
+def _cache(named: Path | None) -> Path:
+    import os
+
+    from mergeflow.cache.place import default_cache
+
+    return named if named is not None else default_cache(os.environ, Path.cwd())
+
+
+def _write_report(path: Path, report: dict[str, object]) -> None:
+    from mergeflow.errors import OutputError
+
+    try:
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write the report {path}: {error.strerror}") from error
+
+
+def main() -> None:
+    """The entry point of the `mergeflow` command."""
+    app()

@@ -1,0 +1,78 @@
+"""The progress bar of a run: tensors done, bytes moved, GB/s and time left, drawn from the event stream."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from mergeflow.cli.console import show_warning, stderr
+from mergeflow.execute.events import BytesMoved, Event, PhaseFinished, PhaseStarted, TensorsDone, Warned
+
+_TITLES = {"digest": "reading inputs", "merge": "merging", "download": "downloading"}
+
+
+class ProgressBar:
+    """A listener that draws. A context manager; rich's own lock makes it safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:>14}"),
+            BarColumn(),
+            TextColumn("{task.fields[tensors]}"),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=stderr(),
+            transient=True,
+        )
+        self._current: TaskID | None = None
+        self._tensors = (0, 0)
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case PhaseStarted(name, total_bytes, total_tensors) if name in _TITLES:
+                self._tensors = (0, total_tensors)
+                self._current = self._progress.add_task(
+                    _TITLES[name], total=total_bytes or None, tensors=self._tensors_text()
+                )
+            case PhaseFinished():
+                if self._current is not None:
+                    self._progress.remove_task(self._current)
+                    self._current = None
+            case BytesMoved(read, written) if self._current is not None:
+                self._progress.advance(self._current, read + written)
+            case TensorsDone(_, tensors) if self._current is not None:
+                self._tensors = (self._tensors[0] + len(tensors), self._tensors[1])
+                self._progress.update(self._current, tensors=self._tensors_text())
+            case Warned(message):
+                self._progress.console.print(message, markup=False, style="yellow")
+            case _:
+                pass
+
+    def _tensors_text(self) -> str:
+        done, total = self._tensors
+        return f"{done}/{total} tensors" if total else ""
+
+
+def only_warnings(event: Event) -> None:
+    """A listener that shows warnings and nothing else."""
+    if isinstance(event, Warned):
+        show_warning(event.message)

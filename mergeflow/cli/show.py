@@ -1,0 +1,120 @@
+"""Plans, reports and methods as tables for people, and as plain data for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mergeflow.cli.units import seconds_text, size_text
+from mergeflow.graph.plan import Plan, StepPlan
+from mergeflow.workflow.report import RunReport
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """A row per step: what would run, what is known already, and why."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("step", "method"):
+        table.add_column(name)
+    for name in ("tensors", "compute", "cached", "unneeded"):
+        table.add_column(name, justify="right")
+    table.add_column("statistics known", justify="right")
+    table.add_column("why")
+    for step in plan.steps:
+        table.add_row(
+            escape(step.name),
+            step.method,
+            str(step.tensors),
+            str(step.computed),
+            str(step.cached),
+            str(step.tensors - step.computed - step.cached),
+            f"{step.statistics_known} of {step.statistics}" if step.statistics else "-",
+            escape("; ".join(step.why)) or "nothing to do",
+        )
+    console.print(table)
+    console.print()
+    for output in plan.outputs:
+        console.print(
+            f"output {escape(output.step)}: {len(output.fates)} tensors, {output.count('computed')} to compute, "
+            f"{output.count('cached')} from the cache, {output.count('kept')} kept; "
+            f"{size_text(output.bytes_written)} to write"
+        )
+    console.print(
+        f"reads {size_text(plan.bytes_read)}, writes {size_text(plan.bytes_written)} to outputs and "
+        f"{size_text(plan.cache_bytes_written)} to the cache, in {len(plan.tasks)} tasks; "
+        f"peak memory at most {size_text(plan.peak_bytes)}"
+    )
+    if plan.digests_missing:
+        console.print(
+            f"{plan.digests_missing} input tensors have not been read on this machine yet: the run hashes them first, "
+            "and what depends on them is counted as computed until then"
+        )
+
+
+def plan_json(plan: Plan) -> dict[str, object]:
+    """The plan as plain data."""
+    return {
+        "steps": [_step_json(step) for step in plan.steps],
+        "outputs": [
+            {
+                "step": output.step,
+                "path": output.path,
+                "tensors": {
+                    "total": len(output.fates),
+                    "computed": output.count("computed"),
+                    "cached": output.count("cached"),
+                    "kept": output.count("kept"),
+                },
+                "bytes_written": output.bytes_written,
+            }
+            for output in plan.outputs
+        ],
+        "tasks": len(plan.tasks),
+        "bytes": {
+            "read": plan.bytes_read,
+            "written": plan.bytes_written,
+            "cache_written": plan.cache_bytes_written,
+        },
+        "peak_memory_bytes": plan.peak_bytes,
+        "digests_missing": plan.digests_missing,
+    }
+
+
+def _step_json(step: StepPlan) -> dict[str, object]:
+    return {
+        "step": step.name,
+        "method": step.method,
+        "cache": step.policy,
+        "tensors": {"total": step.tensors, "computed": step.computed, "cached": step.cached},
+        "statistics": {"needed": step.statistics, "known": step.statistics_known},
+        "why": list(step.why),
+    }
+
+
+def show_report(report: RunReport, console: Console) -> None:
+    """What a run did, in a few lines."""
+    counts, moved = report.tensors, report.bytes
+    for output in report.outputs:
+        console.print(f"[bold]{escape(output.step)}[/] -> {escape(output.path)}")
+    console.print(
+        f"{counts.total} tensors: {counts.computed} computed, {counts.cached} from the cache, {counts.kept} kept "
+        f"as they were; statistics: {_counts(report)}"
+    )
+    console.print(
+        f"read {size_text(moved.read)}, wrote {size_text(moved.written)}; cache: read {size_text(moved.cache_read)}, "
+        f"wrote {size_text(moved.cache_written)}"
+    )
+    console.print(
+        f"{seconds_text(report.seconds)}{_phases(report.phases)}, peak memory {size_text(report.peak_rss_bytes)}"
+    )
+
+
+def _phases(phases: Mapping[str, float]) -> str:
+    shown = [f"{name} {seconds_text(seconds)}" for name, seconds in phases.items() if seconds >= 0.05]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _counts(report: RunReport) -> str:
+    return f"{report.statistics['computed']} computed, {report.statistics['cached']} from the cache"

@@ -1,0 +1,98 @@
+"""Every error mergeflow raises on purpose, and the problems it reports.
+
+    MergeflowError              exit code
+    ├── RecipeError             1   the recipe (or what it names) is wrong: all problems at once
+    ├── CheckpointError         1   a model folder, header, index or hub id is not what it claims
+    ├── OutputError             1   the target folder cannot be used
+    ├── CacheError              1   the cache folder cannot be used
+    │   └── CorruptEntry        -   one entry is damaged: the run drops it and computes the value again
+    └── RunError                3   the run itself failed (disk full, input replaced, worker lost)
+
+Leaf code states the fact; the edge (recipe reading, planning, the command line) adds where in the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in a text file; line and column count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong (or doubtful) about a recipe: what, and where.
+
+    Args:
+        message: what is wrong, the rule, and the nearest valid name, on one line.
+        position: file, line and column of the value at fault, when it stands in a file.
+        path: dotted path of the value, such as ``steps.final.models[1].parameters.t``.
+        severity: a warning does not stop a run (it does under ``--strict``).
+    """
+
+    message: str
+    position: Position | None = None
+    path: str = ""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        where = f"{self.position}: " if self.position else ""
+        path = f"{self.path}: " if self.path else ""
+        return f"{where}{self.severity}: {path}{self.message}"
+
+
+class MergeflowError(Exception):
+    """The root of the tree; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class RecipeError(MergeflowError):
+    """Everything that is wrong with a recipe, in the order of the file."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class CheckpointError(MergeflowError):
+    """A checkpoint cannot be read: missing, damaged, lying about its contents, or not reachable."""
+
+
+class OutputError(MergeflowError):
+    """The output folder cannot be written: not ours, not enough room, no permission."""
+
+
+class CacheError(MergeflowError):
+    """The cache folder cannot be used."""
+
+
+class CorruptEntry(CacheError):
+    """One cache entry is damaged. Carries its key, so that the entry can be dropped."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        self.key = key
+        self.reason = reason
+        super().__init__(f"cache entry {key[:12]} is damaged: {reason}")
+
+    def __reduce__(self) -> tuple[type[CorruptEntry], tuple[str, str]]:
+        return type(self), (self.key, self.reason)
+
+
+class RunError(MergeflowError):
+    """The run failed after it had started; what was there before it is untouched."""
+
+    exit_code = 3

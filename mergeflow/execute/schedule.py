@@ -1,0 +1,134 @@
+"""Giving tasks to Dask: this machine's threads, a local cluster of processes, or any `dask.distributed` address.
+
+Only tasks (small frozen records) go out and results (keys, counts) come back, in the order they finish. When a task
+fails, or the user interrupts, tasks that have started stop at their next block and no others start.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from mergeflow.errors import RunError
+from mergeflow.execute.events import BytesMoved, Listener
+from mergeflow.execute.task import Settings, TaskResult, run_task
+from mergeflow.graph.tasks import Task
+
+Finished = Callable[[TaskResult], None]
+
+
+class Stopped(Exception):
+    """Raised inside a task that should not go on: another one failed, or the user interrupted."""
+
+
+class Scheduler(Protocol):
+    """Runs tasks somewhere."""
+
+    def run(self, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
+        """Run every task; `finished` is called, on any thread, as each one ends. Raises what a task raised."""
+        ...
+
+
+class ThreadScheduler:
+    """Dask's threaded scheduler: `threads` tasks at a time in this process."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def run(self, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
+        import dask.threaded
+        from dask.task_spec import Task as DaskTask
+
+        stop = threading.Event()
+
+        def moved(read: int, written: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            emit(BytesMoved(read, written))
+
+        def work(task: Task) -> str:
+            if stop.is_set():
+                raise Stopped
+            finished(run_task(task, settings, moved))
+            return task.name
+
+        graph = {task.name: DaskTask(task.name, work, task) for task in tasks}
+        try:
+            dask.threaded.get(graph, list(graph), num_workers=self.threads)
+        finally:
+            stop.set()
+
+
+class ClusterScheduler:
+    """A `dask.distributed` cluster. Workers must see the models, the cache and the output under the same paths.
+
+    With ``device="cuda"`` tasks go to workers that offer ``resources={"GPU": 1}``.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def run(self, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
+        from distributed import Client
+
+        try:
+            client = Client(self.address, timeout="10s", set_as_default=False)
+        except OSError as error:
+            raise RunError(f"no Dask scheduler answers at {self.address}: {error}") from error
+        with client:
+            _run_on(client, tasks, settings, emit, finished)
+
+
+class ProcessScheduler:
+    """A local cluster of `workers` processes with one thread each, for machines with many cores."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
+        with _local_cluster(self.workers) as address:
+            ClusterScheduler(address).run(tasks, settings, emit, finished)
+
+
+def _run_on(client: object, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
+    from distributed import Client, as_completed
+
+    assert isinstance(client, Client)
+    resources = {"GPU": 1} if settings.device.startswith("cuda") else None
+    # Higher priorities run first: tasks run in the order of the output, and shards complete one by one.
+    futures = [
+        client.submit(run_task, task, settings, pure=False, resources=resources, priority=-number)
+        for number, task in enumerate(tasks)
+    ]
+    try:
+        for future in as_completed(futures):
+            result = future.result()
+            emit(BytesMoved(result.read, result.written))
+            finished(result)
+    finally:
+        client.cancel(futures, force=True)
+
+
+@contextmanager
+def _local_cluster(workers: int) -> Iterator[str]:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield str(cluster.scheduler_address)
+
+
+def make_scheduler(name: str, workers: int) -> Scheduler:
+    """The scheduler a user names: ``threads``, ``processes``, or the address of a Dask scheduler.
+
+    Raises:
+        ValueError: the name is none of these.
+    """
+    if name == "threads":
+        return ThreadScheduler(workers)
+    if name == "processes":
+        return ProcessScheduler(workers)
+    if "://" in name:
+        return ClusterScheduler(name)
+    raise ValueError(f"no scheduler {name!r}: use threads, processes or an address such as tcp://host:8786")

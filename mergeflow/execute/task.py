@@ -1,0 +1,290 @@
+"""Running one task: what a thread here, or a worker of a cluster, is asked to do.
+
+A task and its settings travel as small frozen records and so does what it returns; tensors never do. Everything a
+worker needs besides is on disk: the models, the cache, the output's shard files.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from mergeflow.cache.store import Cache
+from mergeflow.cache.tensors import TensorWriter
+from mergeflow.errors import CorruptEntry, RunError
+from mergeflow.execute.buffers import Workspace, torch_dtype
+from mergeflow.execute.evaluate import Destination, Evaluation, memory
+from mergeflow.execute.files import InputFiles, OutputFiles, Turns, writing
+from mergeflow.execute.kept import KeptValues
+from mergeflow.graph.memory import Budget, allocate
+from mergeflow.graph.program import Instruction, Program, Sink
+from mergeflow.graph.tasks import Task
+from mergeflow.methods.ops import OPS
+
+Moved = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What every task of a run shares. Nothing here can change a value.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:i``.
+        cache: the cache folder; None with ``--no-cache``.
+        scratch: a folder for scratch files on the output's disk.
+        allow_non_finite: NaN and infinities that no input had are a warning instead of an error.
+    """
+
+    budget: Budget
+    device: str
+    cache: str | None
+    scratch: str
+    allow_non_finite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """What a task did. `same_as` has, for (output, tensor), the input files it turned out equal to, byte for byte."""
+
+    task: str
+    tensors: tuple[tuple[str, str], ...]
+    read: int = 0
+    written: int = 0
+    cache_read: int = 0
+    cache_written: int = 0
+    seconds: float = 0.0
+    same_as: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def ignore_bytes(read: int, written: int) -> None:
+    """For a task whose progress nobody watches."""
+
+
+def run_task(task: Task, settings: Settings, moved: Moved = ignore_bytes) -> TaskResult:
+    """Bring every value of a task to its place.
+
+    Raises:
+        RunError: an input changed, the disk is full, or a result has a NaN no input had.
+        CorruptEntry: a cached tensor turned out damaged.
+    """
+    began = time.perf_counter()
+    done = [_run_program(program, settings, moved) for program in task.programs]
+    return TaskResult(
+        task=task.name,
+        tensors=tuple(name for result in done for name in result.tensors),
+        read=sum(result.read for result in done),
+        written=sum(result.written for result in done),
+        cache_read=sum(result.cache_read for result in done),
+        cache_written=sum(result.cache_written for result in done),
+        seconds=time.perf_counter() - began,
+        same_as={name: same for result in done for name, same in result.same_as.items()},
+        warnings=tuple(warning for result in done for warning in result.warnings),
+    )
+
+
+def compute_tensor(program: Program, settings: Settings) -> torch.Tensor:
+    """The value of a program's one sink, whole, in memory: its shape and dtype, on the CPU."""
+    last = program.instructions[program.sinks[0].instruction]
+    assert last.dtype is not None  # a sink is a tensor
+    store = Cache(Path(settings.cache)) if settings.cache else None
+    whole = torch.empty(program.size * last.dtype.itemsize, dtype=torch.uint8)
+    with InputFiles() as files:
+        _evaluate(program, settings, store, files, _InMemory(memory(whole), _Records(store)), ignore_bytes)
+    return whole.view(torch_dtype(last.dtype.name)).reshape(program.shape)
+
+
+def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResult:
+    store = Cache(Path(settings.cache)) if settings.cache else None
+    with (
+        InputFiles() as files,
+        OutputFiles(_turns()) as outputs,
+        _Results(program, store, outputs) as results,
+    ):
+        evaluation = _evaluate(program, settings, store, files, results, moved)
+        warnings = _check_finite(evaluation, settings)
+        results.publish()
+    names = tuple((sink.output, sink.name) for sink in program.sinks if sink.place is not None)
+    return TaskResult(
+        task="",
+        tensors=names,
+        read=files.bytes_read,
+        written=results.written,
+        cache_read=evaluation.cache_bytes_read,
+        cache_written=results.cache_written,
+        same_as={
+            (program.sinks[k].output, program.sinks[k].name): _paths(program, same)
+            for k, same in evaluation.same_as.items()
+            if same
+        },
+        warnings=warnings,
+    )
+
+
+def _evaluate(
+    program: Program,
+    settings: Settings,
+    store: Cache | None,
+    files: InputFiles,
+    destination: Destination,
+    moved: Moved,
+) -> Evaluation:
+    workspace = _workspace(settings)
+    storage = allocate(program, settings.budget.share_bytes)
+    arena = workspace.arena(storage.arena_bytes)
+    with KeptValues(storage, arena, settings.scratch) as kept:
+        evaluation = Evaluation(program, workspace, files, kept, _opener(store), destination, moved)
+        for instruction in program.instructions:
+            if instruction.source is not None:
+                files.will_read(instruction.source)
+        evaluation.run()
+    return evaluation
+
+
+class _Records:
+    """Where statistics go: the cache, when there is one."""
+
+    def __init__(self, store: Cache | None) -> None:
+        self.written = 0
+        self._store = store
+
+    def keep(self, instruction: Instruction, record: Mapping[str, object]) -> None:
+        if self._store is not None and instruction.key:
+            with writing("the cache"):
+                self.written += self._store.write_record(instruction.key, dict(record), _about(instruction))
+
+
+class _InMemory:
+    """A destination in memory, for one tensor."""
+
+    def __init__(self, whole: memoryview, records: _Records) -> None:
+        self._whole = whole
+        self._records = records
+
+    def write(self, sink: Sink, start_byte: int, block: memoryview) -> None:
+        self._whole[start_byte : start_byte + len(block)] = block
+
+    def record(self, instruction: Instruction, record: Mapping[str, object]) -> None:
+        self._records.keep(instruction, record)
+
+
+class _Results:
+    """Where a program's results go: shard files, and the cache when there is one."""
+
+    def __init__(self, program: Program, store: Cache | None, outputs: OutputFiles) -> None:
+        self.written = 0
+        self._tensor_bytes = 0
+        self._records = _Records(store)
+        self._program = program
+        self._store = store
+        self._outputs = outputs
+        self._writers: dict[str, TensorWriter] = {}
+
+    @property
+    def cache_written(self) -> int:
+        """Bytes of records and tensors put into the cache."""
+        return self._records.written + self._tensor_bytes
+
+    def __enter__(self) -> _Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.abort()
+
+    def write(self, sink: Sink, start_byte: int, block: memoryview) -> None:
+        if sink.place is not None:
+            self._outputs.write(sink.place.path, sink.place.offset + start_byte, block)
+            self.written += len(block)
+            return
+        with writing("the cache"):
+            self._writer(self._program.instructions[sink.instruction]).write(block)
+
+    def record(self, instruction: Instruction, record: Mapping[str, object]) -> None:
+        self._records.keep(instruction, record)
+
+    def publish(self) -> None:
+        """Make the cached tensors of the program visible; called when all of it has succeeded."""
+        for sink in self._program.sinks:
+            if sink.place is None:
+                with writing("the cache"):
+                    writer = self._writer(self._program.instructions[sink.instruction])
+                    self._tensor_bytes += writer.publish()
+        self._writers.clear()
+
+    def _writer(self, instruction: Instruction) -> TensorWriter:
+        if instruction.key not in self._writers:
+            assert self._store is not None  # tensors for the cache are planned only with one
+            assert instruction.dtype is not None  # a sink is a tensor
+            self._writers[instruction.key] = self._store.create_tensor(
+                instruction.key, instruction.dtype, self._program.shape, _about(instruction)
+            )
+        return self._writers[instruction.key]
+
+
+def _about(instruction: Instruction) -> dict[str, object]:
+    return {"op": instruction.op, "version": OPS[instruction.op].version if instruction.op in OPS else 0}
+
+
+def _check_finite(evaluation: Evaluation, settings: Settings) -> tuple[str, ...]:
+    warnings = []
+    for k, fault in evaluation.not_finite.items():
+        sink = evaluation.program.sinks[k]
+        if fault.inherited:
+            warnings.append(f"{sink.name} has a NaN or infinity at element {fault.index}, as its inputs have")
+            continue
+        message = f"{sink.name} has a NaN or infinity at element {fault.index} that none of its inputs had"
+        if not settings.allow_non_finite:
+            raise RunError(f"{message}; look at the parameters and dtype of step {sink.output}")
+        warnings.append(message)
+    return tuple(warnings)
+
+
+def _paths(program: Program, instructions: set[int]) -> tuple[str, ...]:
+    sources = [program.instructions[i].source for i in sorted(instructions)]
+    return tuple(source.segments[0].file.path for source in sources if source is not None and source.segments)
+
+
+def _opener(store: Cache | None) -> Callable[[str], _OpenTensor]:
+    def open_tensor(key: str) -> _OpenTensor:
+        if store is None:
+            raise CorruptEntry(key, "there is no cache to read it from")
+        return _OpenTensor(store, key)
+
+    return open_tensor
+
+
+class _OpenTensor:
+    """A cached tensor, as an evaluation reads it."""
+
+    def __init__(self, store: Cache, key: str) -> None:
+        self._reader = store.open_tensor(key)
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        self._reader.read_into(start, out)
+
+
+# A thread keeps its buffers from one task to the next: allocating them for every task costs more than a small task.
+_threads = threading.local()
+
+
+def _workspace(settings: Settings) -> Workspace:
+    wanted = (settings.budget, settings.device)
+    if getattr(_threads, "settings", None) != wanted:
+        torch.set_num_threads(1)
+        _threads.workspace = Workspace(settings.budget, torch.device(settings.device))
+        _threads.settings = wanted
+    workspace = _threads.workspace
+    assert isinstance(workspace, Workspace)  # set with the settings above
+    return workspace
+
+
+@cache
+def _turns() -> Turns:
+    return Turns()

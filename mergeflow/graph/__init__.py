@@ -1,0 +1,1 @@
+"""What must be computed: recipes and checkpoints become a graph of keyed values, and a graph becomes a plan."""

@@ -1,0 +1,34 @@
+"""How a value is made, as one line of maths over the names of models and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergeflow.graph.nodes import Graph
+
+
+def formula(graph: Graph, node: int, names: Mapping[int, str]) -> str:
+    """The whole chain behind a node, such as ``add(base, consensus(trim(task_vector(math, base), ...)))``.
+
+    Args:
+        names: what some nodes are called (inputs by their model, results by their step); the chain ends there.
+    """
+    if node in names:
+        return names[node]
+    it = graph[node]
+    inputs = [formula(graph, i, names) for i in it.inputs if graph[i].kind != "statistic"]
+    settings = [f"{name}={short(value)}" for name, value in it.parameters.items()]
+    # A statistic stands in the formula as the settings it was asked with: trim(x; k=...).
+    for i in it.inputs:
+        if graph[i].kind == "statistic":
+            settings += [f"{name}={short(value)}" for name, value in graph[i].parameters.items()]
+    return f"{it.op}({', '.join(inputs)}{'; ' if settings else ''}{', '.join(settings)})"
+
+
+def short(value: object) -> str:
+    """A parameter's value as one would write it, numbers to six digits."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(short(item) for item in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,127 @@
+"""How much memory a run takes, stated before it starts, and what each program may keep in it.
+
+    peak = process + threads x (block buffers + kept values)
+
+*Process* is Python with torch and the libraries loaded, measured. *Block buffers* are a fixed number of blocks.
+*Kept values* (inputs retained and values stored between the passes of a program) live in one arena per thread, of at
+most the thread's share of the budget; what does not fit is read again (inputs) or goes through a scratch file (stored
+values). So the peak does not grow with the model, the tensor or the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mergeflow.graph.program import Program
+
+MiB = 1 << 20
+
+# Resident size of Python with torch, zarr, dask and distributed imported (CPU build of torch 2.13), and of one
+# worker thread's stacks and allocator pools: measured with the benchmark, rounded up.
+PROCESS_BYTES = 330 * MiB
+THREAD_BYTES = 8 * MiB
+
+BLOCK_ELEMENTS = 1 << 18
+BLOCK_BUFFERS = 16  # values alive at once plus a kernel's scratch, at most, in the methods there are
+DEFAULT_SHARE_BYTES = 96 * MiB  # holds the inputs of a 4096 x 4096 bf16 merge of three models and its base twice over
+ALIGNMENT = 4096
+
+Home = Literal["memory", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What one thread may use. `share_bytes` bounds its arena; `block_elements` is the length of a block."""
+
+    threads: int
+    share_bytes: int
+    block_elements: int = BLOCK_ELEMENTS
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one thread's block buffers."""
+        return BLOCK_BUFFERS * self.block_elements * 4
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A value kept between passes: where, and at which offset of the arena or of the scratch file."""
+
+    instruction: int
+    home: Home
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What one program keeps, and how long an arena and a scratch file it needs for that."""
+
+    keeps: tuple[Keep, ...]
+    arena_bytes: int
+    file_bytes: int
+
+
+def make_budget(memory: int | None, threads: int, free_bytes: int) -> Budget:
+    """The budget of a run from ``--memory`` (bytes for buffers; None: the least that keeps full speed).
+
+    Without a wish, buffers take no more than a quarter of what is free. A wish too small for the block buffers
+    makes the blocks smaller, down to 65536 elements.
+    """
+    wish = memory if memory is not None else min(threads * (DEFAULT_SHARE_BYTES + 16 * MiB), free_bytes // 4)
+    block = BLOCK_ELEMENTS
+    while block > 1 << 16 and BLOCK_BUFFERS * block * 4 > wish // threads // 2:
+        block //= 2
+    share = max(0, wish // threads - BLOCK_BUFFERS * block * 4)
+    return Budget(threads, share, block)
+
+
+def allocate(program: Program, share_bytes: int) -> Storage:
+    """Where the kept values of a program lie: stored values first, then the inputs read most often.
+
+    Values whose passes do not overlap share the same bytes. Inputs that do not fit are not kept at all.
+    """
+    placed: list[tuple[Keep, int, int]] = []
+    file_bytes = 0
+    for i, first, last, is_input in _wishes(program):
+        dtype = program.instructions[i].dtype
+        assert dtype is not None  # only tensors are kept
+        nbytes = -(-program.size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        busy = [keep for keep, start, end in placed if keep.home == "memory" and start <= last and first <= end]
+        offset = _first_gap(busy, nbytes)
+        if offset + nbytes <= share_bytes:
+            placed.append((Keep(i, "memory", offset, nbytes), first, last))
+        elif not is_input:
+            placed.append((Keep(i, "file", file_bytes, nbytes), first, last))
+            file_bytes += nbytes
+    keeps = tuple(keep for keep, _, _ in placed)
+    arena = max((keep.offset + keep.nbytes for keep in keeps if keep.home == "memory"), default=0)
+    return Storage(keeps, arena, file_bytes)
+
+
+def peak_bytes(programs: Iterable[Program], budget: Budget) -> int:
+    """The most resident memory a run of these programs takes, in bytes."""
+    arena = max((allocate(program, budget.share_bytes).arena_bytes for program in programs), default=0)
+    return PROCESS_BYTES + budget.threads * (THREAD_BYTES + budget.block_bytes + arena)
+
+
+def _wishes(program: Program) -> list[tuple[int, int, int, bool]]:
+    """(instruction, first pass, last pass, is an input) of everything worth keeping, the most useful first."""
+    stored: list[tuple[int, int, int, bool]] = []
+    for number, sweep in enumerate(program.passes):
+        for i in sweep.store:
+            uses = [later for later, other in enumerate(program.passes) if i in other.read_back]
+            stored.append((i, number, max(uses, default=number), False))
+    inputs = [(i, uses[0], uses[-1], True) for i, uses in program.reads().items() if len(uses) > 1]
+    return stored + sorted(inputs, key=lambda wish: (wish[2] - wish[1], wish[0]))
+
+
+def _first_gap(busy: Sequence[Keep], nbytes: int) -> int:
+    offset = 0
+    for keep in sorted(busy, key=lambda keep: keep.offset):
+        if keep.offset - offset >= nbytes:
+            break
+        offset = max(offset, keep.offset + keep.nbytes)
+    return offset

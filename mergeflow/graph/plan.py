@@ -1,0 +1,192 @@
+"""A plan: what a run would compute, read, write and need, and why. Printed by `mergeflow plan`, carried out by `run`.
+
+A plan is made from a compiled recipe and from what is known: the keys in the cache, and the outputs that are there
+already. It is frozen; making it reads no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mergeflow.graph.history import StepDescription, describe_steps, differences
+from mergeflow.graph.memory import Budget, allocate, peak_bytes
+from mergeflow.graph.nodes import Graph
+from mergeflow.graph.program import Program
+from mergeflow.graph.tasks import Known, Target, Task, form_tasks, is_known, needed_nodes
+from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor
+from mergeflow.recipe.records import CachePolicy, Recipe
+
+Fate = Literal["computed", "cached", "kept"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What a run does of one step.
+
+    Args:
+        tensors: how many the step has; `computed` of them are evaluated now, `cached` are read from the cache, and
+            nothing needs the others.
+        statistics: how many the run needs of this step; `statistics_known` of them are in the cache.
+        why: why it must run, a line each; empty when nothing of it runs.
+    """
+
+    name: str
+    method: str
+    tensors: int
+    computed: int
+    cached: int
+    statistics: int
+    statistics_known: int
+    policy: CachePolicy
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """What a run does for one output: the fate of each tensor, and the bytes it writes."""
+
+    step: str
+    path: str | None
+    fates: Mapping[str, Fate]
+    bytes_written: int
+
+    def count(self, fate: Fate) -> int:
+        return sum(1 for found in self.fates.values() if found == fate)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that would happen. `digests_missing` tensors have never been read on this machine: until a run reads
+    them, nothing that depends on them has a key, and all of it counts as computed."""
+
+    recipe: Recipe
+    compiled: Compiled
+    steps: tuple[StepPlan, ...]
+    outputs: tuple[OutputPlan, ...]
+    tasks: tuple[Task, ...]
+    budget: Budget
+    bytes_read: int
+    bytes_written: int
+    cache_bytes_written: int
+    peak_bytes: int
+    digests_missing: int
+
+
+def computed_keys(compiled: Compiled) -> list[str]:
+    """The keys of everything a run might find in the cache."""
+    return [node.key for node in compiled.graph if node.kind != "load" and node.key is not None]
+
+
+def make_plan(
+    recipe: Recipe,
+    compiled: Compiled,
+    targets: Sequence[Target],
+    known: Known,
+    budget: Budget,
+    before: Mapping[str, StepDescription],
+) -> Plan:
+    """The plan that brings `targets` (the output tensors that are not there already) to their places.
+
+    Args:
+        known: tensors and statistics of the cache.
+        before: the steps as they were in the last run of this recipe, to say what changed.
+    """
+    graph = compiled.graph
+    wanted = [*targets, *_to_cache(recipe, compiled, targets, known)]
+    tasks = form_tasks(graph, wanted, known)
+    needed = frozenset(needed_nodes(graph, (target.node for target in wanted), known))
+    programs = [program for task in tasks for program in task.programs]
+    now = describe_steps(recipe, compiled)
+    return Plan(
+        recipe=recipe,
+        compiled=compiled,
+        steps=tuple(_step(name, recipe, compiled, needed, known, now, before) for name in compiled.results),
+        outputs=tuple(_output(output, graph, targets, known) for output in compiled.outputs),
+        tasks=tasks,
+        budget=budget,
+        bytes_read=sum(_bytes_read(program, budget) for program in programs),
+        bytes_written=sum(_bytes(graph, target) for target in targets),
+        cache_bytes_written=sum(
+            _bytes(graph, target) for target in wanted if target.place is None and target.output == ""
+        ),
+        peak_bytes=peak_bytes(programs, budget),
+        digests_missing=sum(1 for node in graph if node.kind == "load" and node.key is None),
+    )
+
+
+def _to_cache(recipe: Recipe, compiled: Compiled, targets: Sequence[Target], known: Known) -> Iterable[Target]:
+    """The results of steps with ``cache: always`` that a run computes on its way and that are not cached yet."""
+    if not targets or known.cache_is_off:
+        return
+    needed = set(needed_nodes(compiled.graph, (target.node for target in targets), known))
+    for step in recipe.steps:
+        if step.cache != "always" or step.name not in compiled.results:
+            continue
+        for name, tensor in compiled.results[step.name].tensors.items():
+            node = compiled.graph[tensor.node]
+            if node.id in needed and node.kind != "load" and not is_known(node, known):
+                yield Target(node.id, name, "", None)
+
+
+def _step(
+    name: str,
+    recipe: Recipe,
+    compiled: Compiled,
+    needed: frozenset[int],
+    known: Known,
+    now: Mapping[str, StepDescription],
+    before: Mapping[str, StepDescription],
+) -> StepPlan:
+    graph, result = compiled.graph, compiled.results[name]
+    here = [graph[tensor.node] for tensor in result.tensors.values() if tensor.node in needed]
+    computed = sum(1 for node in here if node.kind == "load" or not is_known(node, known))
+    statistics = [graph[i] for i in result.nodes if i in needed and graph[i].kind == "statistic"]
+    step = recipe.step(name)
+    why = differences(name, now, before) or ["its result is not at hand"] if computed else []
+    return StepPlan(
+        name=name,
+        method=step.merge_method,
+        tensors=len(result.tensors),
+        computed=computed,
+        cached=len(here) - computed,
+        statistics=len(statistics),
+        statistics_known=sum(1 for node in statistics if is_known(node, known)),
+        policy=step.cache,
+        why=tuple(why),
+    )
+
+
+def _output(output: CompiledOutput, graph: Graph, targets: Sequence[Target], known: Known) -> OutputPlan:
+    mine = {target.name: target for target in targets if target.output == output.output.step}
+    fates = {tensor.name: _fate(tensor, graph, tensor.name in mine, known) for tensor in output.tensors}
+    written = sum(_bytes(graph, target) for target in mine.values())
+    return OutputPlan(output.output.step, output.output.path, fates, written)
+
+
+def _fate(tensor: OutputTensor, graph: Graph, is_wanted: bool, known: Known) -> Fate:
+    if not is_wanted:
+        return "kept"
+    node = graph[tensor.node]
+    if node.op == "cast" and not is_known(node, known):
+        node = graph[node.inputs[0]]
+    return "cached" if node.kind != "load" and is_known(node, known) else "computed"
+
+
+def _bytes(graph: Graph, target: Target) -> int:
+    node = graph[target.node]
+    size = 1
+    for length in node.shape:
+        size *= length
+    return size * node.dtype.itemsize if node.dtype else 0
+
+
+def _bytes_read(program: Program, budget: Budget) -> int:
+    kept = {keep.instruction for keep in allocate(program, budget.share_bytes).keeps}
+    total = 0
+    for i, passes in program.reads().items():
+        dtype = program.instructions[i].dtype
+        times = 1 if i in kept else len(passes)
+        total += times * program.size * (dtype.itemsize if dtype else 0)
+    return total

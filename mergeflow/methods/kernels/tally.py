@@ -1,0 +1,125 @@
+"""One pass over a tensor's magnitudes with a bracket [low, high]: count what is above, hold what is inside.
+
+What equals one of the bracket's ends is only counted, per piece of the tensor; what lies strictly inside is held, in
+pieces, in order. In deltas of half-precision models a few values make up most of a tensor, and a guessed bracket ends
+on such values: they cost two counters. When more is held than the limit, the bracket is narrowed on the way, exactly:
+what has been seen is known completely, and what lies outside of the narrower bracket only needs to be counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from mergeflow.methods.kernels.bracket import Magnitudes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The order statistic is found: its value, and which of the elements that equal it are still among the k largest.
+
+    Args:
+        magnitude: the k-th largest.
+        rank: how many of the elements that equal it are among the k largest, at least 1.
+        equal: the number of elements that equal it, by piece, in order.
+    """
+
+    magnitude: float
+    rank: int
+    equal: Mapping[int, int]
+
+
+Outcome = Place | Literal["above", "below"]
+
+
+class Tally:
+    """The counts of one pass. Pieces are known by their number and come in rising order."""
+
+    def __init__(self, low: float, high: float, limit: int) -> None:
+        self.low = low
+        self.high = high
+        self._limit = limit
+        self._above = 0
+        self._at_high: dict[int, int] = {}
+        self._at_low: dict[int, int] = {}
+        self._inside: dict[int, Magnitudes] = {}
+        self._held = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether more is held than should be, so that `narrow` is due."""
+        return self._held > self._limit
+
+    def add(self, piece: int, above: int, equal: int, members: Magnitudes) -> None:
+        """Counts one piece.
+
+        Args:
+            above: the number of elements above the bracket, NaN included.
+            equal: the number of elements in the bracket, when its ends are equal.
+            members: the elements in the bracket, in order, when its ends differ.
+        """
+        self._above += above
+        if self.low == self.high:
+            self._at_high[piece] = equal
+        else:
+            self._sort_in(piece, members)
+
+    def narrow(self, seen: float, rank: int) -> None:
+        """Makes the bracket so narrow that half the limit is held, around where the order statistic should lie.
+
+        Args:
+            seen: the share of the tensor that was counted.
+            rank: the rank that is looked for in the whole tensor.
+        """
+        expected = round(rank * seen) - self._above - sum(self._at_high.values())
+        upper = min(max(expected - self._limit // 4, 1), self._held)
+        lower = min(max(expected + self._limit // 4, 1), self._held)
+        ordered = np.partition(self._all_inside(), (self._held - lower, self._held - upper))
+        self.low, self.high = float(ordered[self._held - lower]), float(ordered[self._held - upper])
+
+        self._above += sum(self._at_high.values())
+        held, self._inside, self._held = self._inside, {}, 0
+        self._at_high, self._at_low = {}, {}
+        for piece, members in held.items():
+            self._above += int(np.count_nonzero(members > self.high))
+            self._sort_in(piece, members[(members >= self.low) & (members <= self.high)])
+
+    def locate(self, rank: int) -> Outcome:
+        """Where the `rank`-th largest element is, after a whole pass: found, or on which side of the bracket."""
+        rank -= self._above
+        if rank <= 0:
+            return "above"
+
+        at_high = sum(self._at_high.values())
+        if rank <= at_high:
+            return Place(self.high, rank, self._at_high)
+        rank -= at_high
+        if rank <= self._held:
+            return self._select(rank)
+        rank -= self._held
+        return Place(self.low, rank, self._at_low) if rank <= sum(self._at_low.values()) else "below"
+
+    def _sort_in(self, piece: int, members: Magnitudes) -> None:
+        """Counts the members that equal an end of the bracket, holds the others."""
+        at_high = self._at_high[piece] = int(np.count_nonzero(members == self.high))
+        if self.low == self.high:
+            return
+        at_low = self._at_low[piece] = int(np.count_nonzero(members == self.low))
+        if at_high or at_low:
+            members = members[(members > self.low) & (members < self.high)]
+        self._inside[piece] = members
+        self._held += len(members)
+
+    def _select(self, rank: int) -> Place:
+        """The `rank`-th largest of what is held."""
+        values = self._all_inside()
+        magnitude = np.partition(values, self._held - rank)[self._held - rank]
+        rank -= int(np.count_nonzero(values > magnitude))
+        equal = {piece: int(np.count_nonzero(members == magnitude)) for piece, members in self._inside.items()}
+        return Place(float(magnitude), rank, equal)
+
+    def _all_inside(self) -> Magnitudes:
+        return np.concatenate(list(self._inside.values()))

@@ -1,0 +1,137 @@
+"""A merge method is a row of data: what it takes, its parameters, and how it lowers to operations.
+
+Nothing here imports torch: `validate` and `plan` read schemas only.
+
+    Method ── parameters: Parameter(kind, scope, default, bounds)
+           ── contract:   how many inputs, what its base is
+           ── lower(Call, Emit) -> Handle        builds nodes through `emit`, knows no graph
+
+    Op     ── kernel: "package.module:function", loaded when numbers are needed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Value = bool | int | float | str
+ParameterKind = Literal["float", "int", "bool", "string"]
+Scope = Literal["shared", "input", "non_base"]
+ValueType = Literal["weights", "delta"]
+ResultType = Literal["weights", "delta", "same"]
+BasePolicy = Literal["required", "optional", "ignored"]
+OpKind = Literal["pointwise", "statistic"]
+
+
+class _Required:
+    """The default of a parameter that has none."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED = _Required()
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a method.
+
+    Args:
+        scope: ``shared`` has one value per output tensor; ``input`` one per input and tensor; ``non_base`` the
+            same, but the base has none.
+        default: the value when the recipe has none; REQUIRED when it must; None when absence has a meaning.
+        minimum, maximum: bounds of the resolved value, inclusive; None for no bound.
+    """
+
+    name: str
+    kind: ParameterKind
+    scope: Scope
+    default: Value | _Required | None = REQUIRED
+    minimum: float | None = None
+    maximum: float | None = None
+    meaning: str = ""
+
+
+# A value in the graph: an integer, and opaque to a method.
+Handle = int
+
+
+class Emit(Protocol):
+    """Adds one operation to the graph and returns its value."""
+
+    def __call__(self, op: str, inputs: Sequence[Handle], **parameters: object) -> Handle: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One input tensor of a call: its value, its type, and its own parameters."""
+
+    handle: Handle
+    type: ValueType
+    parameters: Mapping[str, Value | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method applied to the tensors of one name.
+
+    Args:
+        operands: the inputs without the base, in listed order (a method that ignores its base finds it here).
+        base: the base's tensor; None when the method has none. Weights, unless the method `gives` ``same`` and
+            its operands are deltas: then the base is a delta as they are.
+        parameters: the shared parameters, resolved.
+        size: number of elements of each tensor.
+    """
+
+    operands: tuple[Operand, ...]
+    base: Handle | None
+    parameters: Mapping[str, Value | None]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A merge method. `formula`, `paper` and `summary` are what `mergeflow methods NAME` prints.
+
+    `minimum` and `maximum` count the operands (the base excluded, unless the policy is ``ignored``).
+    `takes` is what an operand may be; `gives` what the result is: ``same`` when every input (the base too) must be
+    of one type, and the result is of that type.
+    """
+
+    name: str
+    title: str
+    summary: str
+    formula: str
+    parameters: tuple[Parameter, ...]
+    lower: Callable[[Call, Emit], Handle]
+    base: BasePolicy = "required"
+    minimum: int = 1
+    maximum: int | None = None
+    takes: tuple[ValueType, ...] = ("weights",)
+    gives: ValueType | Literal["same"] = "weights"
+    paper: str = ""
+    example: str = ""
+
+    def parameter(self, name: str) -> Parameter | None:
+        return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation of the graph.
+
+    Args:
+        version: bumped by hand whenever the bytes it computes change; it enters every key.
+        kind: ``pointwise`` gives a tensor of its inputs' shape; ``statistic`` gives a small record of the whole.
+        kernel: ``package.module:name``; imported only when numbers are computed.
+        cost: nanoseconds per element and tensor input on one core, for estimates.
+    """
+
+    name: str
+    version: int
+    kind: OpKind
+    kernel: str
+    formula: str
+    cost: float

@@ -1,0 +1,142 @@
+"""Bytes from the hub: the first ones of a file, or whole files into the cache.
+
+Reading a header takes one request of 100 kB for nearly every file (97 % of the headers on the hub are shorter), and a
+second one for the others. The answer is read as a stream and cut off: a server or proxy that ignores the range would
+otherwise send the whole file into memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from mergeflow.errors import CheckpointError
+from mergeflow.models.header import PREFIX_BYTES, Header, header_bytes, parse_header
+from mergeflow.models.hub_cache import Hub
+from mergeflow.models.records import FileIdentity
+
+FIRST_REQUEST_BYTES = 100_000
+RETRIES = 2
+DOWNLOADS_AT_ONCE = 8
+
+
+class Progress(Protocol):
+    """What `huggingface_hub` calls while it downloads: the few methods of a tqdm bar it needs."""
+
+    def update(self, n: float | None = 1) -> None: ...
+
+
+class _Interrupted(Exception):
+    """Raised inside a download to end it: another one failed, or the user interrupted the run."""
+
+
+def remote_header(hub: Hub, repo_id: str, commit: str, file: FileIdentity, name: str) -> Header:
+    """The validated header of the file `name`, without its weights.
+
+    Raises:
+        CheckpointError: it is not a sound safetensors file.
+        Exception: what huggingface_hub raises (`hub_errors.expected_errors`).
+    """
+    start = _first_bytes(hub, repo_id, commit, name, min(file.size, FIRST_REQUEST_BYTES))
+    end = PREFIX_BYTES + header_bytes(start[:PREFIX_BYTES], file)
+    if end > len(start):
+        start = _first_bytes(hub, repo_id, commit, name, end)
+    if len(start) < end:
+        raise CheckpointError(f"{file.path}: the hub sent {len(start)} bytes of its header's {end}; try again")
+    return parse_header(start[PREFIX_BYTES:end], file)
+
+
+def cached_file(hub: Hub, repo_id: str, commit: str, name: str) -> Path:
+    """A small file of a model, downloaded into the cache unless it is there."""
+    return _download(hub, repo_id, commit, name, _counter(lambda _count: None, threading.Event()))
+
+
+def download_files(hub: Hub, repo_id: str, commit: str, files: Sequence[str], on_bytes: Callable[[int], None]) -> None:
+    """Download files into the cache, several at once; those that are there are not downloaded again.
+
+    Args:
+        on_bytes: told how many more bytes have come; one call at a time, from several threads.
+    """
+    stop = threading.Event()
+    counter = _counter(on_bytes, stop)
+    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="download") as pool:
+        futures = [pool.submit(_download, hub, repo_id, commit, name, counter) for name in files]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _first_bytes(hub: Hub, repo_id: str, commit: str, name: str, count: int) -> bytes:
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not declared as such
+        build_hf_headers,
+        hf_raise_for_status,
+        http_stream_backoff,
+    )
+
+    if count == 0:
+        return b""
+    url = hf_hub_url(repo_id, name, revision=commit, endpoint=hub.address)
+    headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with http_stream_backoff("GET", url, headers=headers, timeout=timeout, max_retries=RETRIES) as response:
+        hf_raise_for_status(response)
+        found = bytearray()
+        for chunk in response.iter_bytes():
+            found += chunk
+            if len(found) >= count:
+                break
+    return bytes(found[:count])
+
+
+def _download(hub: Hub, repo_id: str, commit: str, name: str, counter: type[Progress]) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    path = hf_hub_download(
+        repo_id,
+        name,
+        revision=commit,
+        endpoint=hub.address,
+        cache_dir=hub.cache,
+        tqdm_class=cast(Any, counter),  # declared as a tqdm, of which only `Progress` is used
+    )
+    return Path(path)
+
+
+def _counter(on_bytes: Callable[[int], None], stop: threading.Event) -> type[Progress]:
+    """A progress bar that shows nothing: it counts bytes, and ends the download when `stop` is set."""
+    guard = threading.Lock()
+
+    class Counter:
+        def __init__(self, *_: object, total: float | None = None, **__: object) -> None:
+            self.total = total
+            self.n = 0.0
+
+        def __enter__(self) -> Counter:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def update(self, n: float | None = 1) -> None:
+            if stop.is_set():
+                raise _Interrupted
+            with guard:
+                on_bytes(int(n or 0))
+
+        # Bytes on the wire, as opposed to bytes in the file: counted once is enough.
+        def update_transfer(self, n: float | None = 1) -> None:
+            pass
+
+        def set_postfix_str(self, *_: object, **__: object) -> None:
+            pass
+
+        set_transfer_postfix_str = set_description = set_description_str = refresh = close = set_postfix_str
+
+    return Counter

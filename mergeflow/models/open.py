@@ -1,0 +1,62 @@
+"""The one way in: a reference, as the recipe has it, becomes a `Checkpoint`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mergeflow.errors import CheckpointError
+from mergeflow.models.checkpoint import open_checkpoint
+from mergeflow.models.digests import ignore_bytes
+from mergeflow.models.experts import pack_experts
+from mergeflow.models.hub import describe
+from mergeflow.models.hub import download as download_checkpoint
+from mergeflow.models.hub_cache import DEFAULT_HUB, Hub
+from mergeflow.models.locate import Located, locate
+from mergeflow.models.records import Checkpoint
+from mergeflow.recipe.records import ModelReference
+
+
+def open_model(
+    reference: ModelReference,
+    folders: Sequence[Path],
+    *,
+    download: bool,
+    on_bytes: Callable[[int], None] = ignore_bytes,
+    hub: Hub = DEFAULT_HUB,
+) -> Checkpoint:
+    """Open a local folder or a hub model, its experts packed.
+
+    A branch may move between two calls: to open later what was planned with, give the reference the `revision` of the
+    checkpoint that was opened first.
+
+    Args:
+        folders: where relative paths start, most important first.
+        download: bring a hub model onto this machine; without it, headers are enough.
+        on_bytes: told how many more bytes were downloaded.
+
+    Raises:
+        CheckpointError: it is not there, cannot be reached, or is damaged.
+        RunError: the download does not fit on the disk.
+    """
+    if reference.adapter:
+        raise CheckpointError(f"{reference}: LoRA adapters are not supported yet; merge it into its base and save that")
+    located = locate(reference, folders)
+    if located.folder is not None:
+        checkpoint = open_checkpoint(located.folder, str(reference))
+    else:
+        checkpoint = _from_hub(located, str(reference), download, on_bytes, hub)
+    return replace(checkpoint, tensors=pack_experts(checkpoint.tensors))
+
+
+def _from_hub(located: Located, label: str, download: bool, on_bytes: Callable[[int], None], hub: Hub) -> Checkpoint:
+    if located.repo_id is None:
+        raise CheckpointError(f"{label}: names neither a folder nor a hub model")
+    try:
+        checkpoint = describe(located.repo_id, located.revision, hub=hub, label=label)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {located.hint}") from error
+    if not download:
+        return checkpoint
+    return download_checkpoint(checkpoint, located.repo_id, located.revision, on_bytes, hub=hub)

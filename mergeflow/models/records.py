@@ -1,0 +1,83 @@
+"""What is known of a checkpoint from its headers: names, dtypes, shapes and where the bytes lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergeflow.dtypes import DType
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """A file as it was when its header was read. A file that no longer has this identity was replaced.
+
+    Args:
+        path: absolute; ``hub://org/name@commit/file`` for a file that is not on this machine yet.
+        ctime_ns: when the inode last changed. It is no part of the identity (a chmod or a hard link moves it), but
+            it tells a file that was overwritten and given its old time back.
+        content: ``sha256:<hex>`` when the Hugging Face hub names the file's bytes, here or on any other machine.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int
+    ctime_ns: int = field(default=0, compare=False)
+    content: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of bytes in one file. `offset` and `nbytes` are absolute, in bytes."""
+
+    file: FileIdentity
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """One tensor on disk: the concatenation of its segments, row-major, little-endian.
+
+    Nearly every tensor is one segment. A packed mixture-of-experts tensor put together from one tensor per
+    expert has one segment for each of them.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements (1 for a 0-d tensor)."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model opened from headers alone.
+
+    Args:
+        label: the model as the user wrote it.
+        folder: where its files are on this machine; None while a hub model is known only by its remote headers.
+        tensors: by name, in natural order of the names (layers 2 before 10).
+        config: the parsed config.json (empty when there is none).
+        files: paths of the non-weight files, relative to `folder`, sorted.
+        revision: the commit a hub model was pinned to.
+    """
+
+    label: str
+    folder: Path | None
+    tensors: Mapping[str, TensorSource]
+    config: Mapping[str, object] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    revision: str | None = None

@@ -1,0 +1,231 @@
+"""Building the next version of a model folder beside the one that is there.
+
+    parent/NAME                          the target: absent, or an earlier output, and not touched until the end
+    parent/.NAME.mergeflow/              the staging folder
+        lock                             held (flock) by the run that is writing; a second run is refused at once
+        journal.jsonl                    which shards in next/ are complete
+        SHARD.partial                    being written: header in place, tensors arriving at their offsets
+        next/                            what will become NAME, in one rename
+
+A shard is complete when it is on the disk (fsync), has its final name and stands in the journal, in this order. So
+after `kill -9`, or a power cut, whatever the journal lists is whole, and the next run of the same recipe uses it; the
+rest of the folder is cleared. What fsync costs was measured: 0.9 s for 2 GB that was just written (writing it took 1 to
+3 s), 0.03 s when the kernel was nudged with `start_writeback` along the way. For that price a model folder that
+exists is complete even when the machine dies.
+
+The earlier output's shards are linked into next/ only while publishing: until then nothing that the target's user
+does to them can reach the staging folder, and the reverse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from mergeflow.errors import OutputError, RunError
+from mergeflow.output.compare import NEXT_FOLDER, PARTIAL_SUFFIX, Place, ShardWork, bytes_to_write, compare
+from mergeflow.output.disk import Disk
+from mergeflow.output.failures import reported
+from mergeflow.output.journal import JOURNAL_FILE, identify, journal_line, read_journal
+from mergeflow.output.layout import Shard
+from mergeflow.output.room import check_room
+from mergeflow.output.run_lock import RUN_LOCK, dismantle, hold, is_held, remove_any
+from mergeflow.output.target import Target, inspect_target
+from mergeflow.output.transfer import copy_range
+
+PREVIOUS_FOLDER = "previous"
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A staging folder that this process holds.
+
+    Args:
+        target: what is at the target's place.
+        works: the planned shards and what is to be done for each, in planned order.
+        disk: through which everything is written.
+        run_lock: the lock file, open and locked.
+        created: folders above the target that did not exist before.
+    """
+
+    target: Target
+    works: tuple[ShardWork, ...]
+    disk: Disk
+    run_lock: FileIO
+    created: tuple[Path, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return self.target.staging
+
+    @property
+    def next(self) -> Path:
+        return self.folder / NEXT_FOLDER
+
+
+def prepare(path: str | Path, shards: Sequence[Shard], disk: Disk | None = None, extra_bytes: int = 0) -> Staging:
+    """Take hold of the staging folder for `path`, and create the shards that must be written, headers in place.
+
+    `extra_bytes` is what will be written beside the shards. Holds the run lock until `publish` or `abandon`.
+
+    Raises:
+        OutputError: the place cannot be written, lacks room, or another run is writing there. Nothing is left behind.
+    """
+    disk = disk or Disk()
+    target = inspect_target(path)
+    with reported(OutputError, f"prepare the output folder {path}"):
+        created = _missing_parents(target.path)
+        try:
+            for folder in created:
+                disk.make_folder(folder)
+            run_lock = hold(target.staging, disk)
+        except BaseException:
+            _remove_empty((*created, target.staging), disk)
+            raise
+        staging = Staging(target, (), disk, run_lock, created)
+        try:
+            return _start(staging, shards, extra_bytes)
+        except BaseException:
+            abandon(staging)
+            raise
+
+
+@contextlib.contextmanager
+def open_staging(
+    path: str | Path, shards: Sequence[Shard], disk: Disk | None = None, extra_bytes: int = 0
+) -> Iterator[Staging]:
+    """`prepare` for a with-block: whatever is not published at its end is abandoned."""
+    staging = prepare(path, shards, disk, extra_bytes)
+    try:
+        yield staging
+    finally:
+        abandon(staging)
+
+
+def copy_unchanged(place: Place) -> None:
+    """Copy a tensor that the earlier output already holds to its place, without passing it through this process.
+
+    Raises:
+        RunError: it could not be read or written.
+    """
+    if place.copy_from is None:
+        raise ValueError(f"{place.tensor.name} is not in the earlier output")
+    source, to = place.copy_from, place.extent
+    with (
+        reported(RunError, f"copy {place.tensor.name} from {source.file} to {to.file}"),
+        source.file.open("rb") as earlier,
+        to.file.open("rb+") as partial,
+    ):
+        copy_range(earlier.fileno(), source.offset, partial.fileno(), to.offset, to.nbytes)
+
+
+def complete_shard(staging: Staging, shard: Shard) -> None:
+    """Declare that every tensor of `shard` has been written: it survives from here on. Any thread may call this.
+
+    Raises:
+        RunError: the file is not what was prepared, or the disk failed.
+    """
+    partial, final = staging.folder / (shard.file + PARTIAL_SUFFIX), staging.next / shard.file
+    with reported(RunError, f"complete {partial}"):
+        if partial.stat().st_size != shard.size:
+            raise RunError(f"{partial} has {partial.stat().st_size} bytes instead of {shard.size}: was it changed?")
+        staging.disk.sync(partial)
+        staging.disk.rename(partial, final)
+
+        entry = identify(final, shard.key) if shard.key is not None else None
+        if entry is not None:
+            staging.disk.append(staging.folder / JOURNAL_FILE, journal_line(entry))
+
+
+def abandon(staging: Staging) -> bool:
+    """Let go of the staging folder. True when it stays because it holds complete shards, for the next run to use.
+
+    After `publish` there is nothing left to let go of, and this does nothing.
+    """
+    disk, folder = staging.disk, staging.folder
+    if not is_held(folder, staging.run_lock):
+        return False
+    try:
+        with contextlib.suppress(OSError):
+            _recover(staging)
+        if _holds_earlier_output(staging):
+            return True
+        if read_journal(folder / JOURNAL_FILE, staging.next):
+            for partial in folder.glob("*" + PARTIAL_SUFFIX):
+                with contextlib.suppress(OSError):
+                    disk.remove(partial)
+            return True
+        with contextlib.suppress(OSError):
+            dismantle(folder, disk)
+        _remove_empty(staging.created, disk)
+        return False
+    finally:
+        staging.run_lock.close()
+
+
+def _start(staging: Staging, shards: Sequence[Shard], extra_bytes: int) -> Staging:
+    """Everything that needs the run lock: look again, clear what is stale, check the room, create the shards."""
+    disk, folder = staging.disk, staging.folder
+    _recover(staging)
+    target = inspect_target(staging.target.path)
+    disk.make_folder(staging.next)
+
+    works = compare(target, shards)
+    _clear(staging, {work.shard.file for work in works if work.state == "resumed"})
+    _keep_journal(staging, works)
+
+    largest = max((work.shard.size for work in works), default=0)
+    check_room(folder, bytes_to_write(works) + extra_bytes, largest)
+    for work in works:
+        if work.state == "rebuilt":
+            disk.create_shard(folder / (work.shard.file + PARTIAL_SUFFIX), work.shard.header, work.shard.size)
+    return Staging(target, works, disk, staging.run_lock, staging.created)
+
+
+def _recover(staging: Staging) -> None:
+    """Where folders cannot be exchanged, a run killed between two renames leaves the earlier output in `previous`."""
+    if _holds_earlier_output(staging):
+        staging.disk.rename(staging.folder / PREVIOUS_FOLDER, staging.target.path)
+
+
+def _holds_earlier_output(staging: Staging) -> bool:
+    return (staging.folder / PREVIOUS_FOLDER).is_dir() and not os.path.lexists(staging.target.path)
+
+
+def _clear(staging: Staging, resumed: set[str]) -> None:
+    """Remove what an earlier run left, except the run lock, the journal and the shards that are used again."""
+    kept = {staging.folder / RUN_LOCK, staging.folder / JOURNAL_FILE, staging.next}
+    kept |= {staging.next / file for file in resumed}
+    for path in (*staging.folder.iterdir(), *staging.next.iterdir()):
+        if path not in kept:
+            remove_any(path, staging.disk)
+
+
+def _keep_journal(staging: Staging, works: Sequence[ShardWork]) -> None:
+    """Write the journal anew: a line that a kill cut off would spoil the one after it."""
+    lines = []
+    for work in works:
+        if work.state == "resumed" and work.source is not None and work.shard.key is not None:
+            entry = identify(work.source, work.shard.key)
+            lines.append(journal_line(entry) if entry else b"")
+    journal = staging.folder / JOURNAL_FILE
+    if lines or journal.exists():
+        fresh = journal.with_suffix(".fresh")
+        staging.disk.write(fresh, b"".join(lines))
+        staging.disk.rename(fresh, journal)
+
+
+def _missing_parents(path: Path) -> tuple[Path, ...]:
+    """The folders above `path` that do not exist, outermost first."""
+    return tuple(parent for parent in reversed(path.parents) if not parent.exists())
+
+
+def _remove_empty(folders: Sequence[Path], disk: Disk) -> None:
+    """Remove those of `folders` that are empty, innermost (last) first."""
+    for path in reversed(folders):
+        with contextlib.suppress(OSError):
+            disk.remove_folder(path)

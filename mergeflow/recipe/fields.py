@@ -1,0 +1,144 @@
+"""The fields a recipe may have, in one table, and how the fields of a mapping are read.
+
+The reader and the JSON schema are both made from this table, so that an editor completes what the reader accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mergeflow.recipe.findings import Findings
+from mergeflow.recipe.nearest import did_you_mean, nearest, quoted
+from mergeflow.recipe.nodes import Entry, ListNode, MapNode, Node, ScalarNode, is_empty, is_null, join, kind_of
+
+NATIVE_FIELDS = {
+    "mergeflow": "The version of the recipe's form: 1.",
+    "seed": "Where random methods start from: an integer from 0. Default 0.",
+    "models": "Names for checkpoints: a folder, or a hub id with an optional revision (org/model@revision).",
+    "vars": "Values for ${name} anywhere below; --set name=value on the command line overrides them.",
+    "steps": "The merges, by name. A step's name stands wherever a model may stand.",
+    "outputs": "The steps to write as models, and how. Default: the steps that no other step uses.",
+}
+MERGE_FIELDS = {
+    "merge_method": "How the models are merged: one of `mergeflow methods`.",
+    "models": "The models that are merged, in order, each with its own parameters.",
+    "base_model": "The model the method takes for its base: what deltas are differences from.",
+    "parameters": "Parameters of the method for the whole step; those of a model come first.",
+    "dtype": "The number format of the step's result. Default: computed and kept in float32.",
+    "out_dtype": "The number format in which the result is written.",
+}
+STEP_FIELDS = {
+    **MERGE_FIELDS,
+    "task_vector": "The difference of a model and its base: a delta, not a model.",
+    "cache": "Whether the step's tensors are kept for later runs: auto (when it pays), always or never.",
+}
+TASK_VECTOR_FIELDS = {
+    "model": "The model (or step) that was trained.",
+    "base": "The model (or step) it was trained from.",
+}
+INPUT_FIELDS = {
+    "model": "A name of `models`, a step, a folder, or a hub id with an optional @revision.",
+    "parameters": "Parameters of the method for this model alone.",
+}
+REFERENCE_FIELDS = {
+    "path": "A folder or a hub id, taken as it is: never a name of this recipe, no @ or + in it has a meaning.",
+    "revision": "A branch, tag or commit of the hub.",
+    "model": "A folder or a hub id with an optional @revision, or {path, revision}.",
+}
+OUTPUT_FIELDS = {
+    "path": "The folder to write, relative to the recipe's folder. Default: given on the command line.",
+    "dtype": "The number format of the written tensors. Default: that of the step.",
+    "max_shard_size": "The most bytes in one file: a number, or a text such as 5GB. 0: one file. Default 5GB.",
+    "tokenizer": "Where the tokenizer comes from. Default: the base model, or the first one.",
+}
+TOKENIZER_FIELDS = {"source": "The model whose tokenizer is written: a name of `models`, a folder or a hub id."}
+CONDITION_FIELDS = {
+    "value": "The value where the filter matches: a number, text or boolean, or a gradient over the layers.",
+    "filter": "A part of the tensor names this value is for, taken literally. Default: every tensor.",
+}
+
+# What mergekit has and this version does not: one clear error each, never a silent difference.
+MISSING_IN_STEPS = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
+MISSING_IN_REFERENCES = ("lora", "override_architecture")
+MISSING_IN_TOKENIZERS = ("tokens", "pad_to_multiple_of")
+
+
+def read_fields(
+    node: Node, known: Mapping[str, str], path: str, findings: Findings, missing: tuple[str, ...] = ()
+) -> dict[str, Entry]:
+    """The fields of a mapping by name, those without a value left out.
+
+    An unknown field is reported with the nearest name. In a native recipe it is then read as that one, so that
+    the mistake hides no other; mergekit would not have looked at it, so in a mergekit file it is not read.
+    """
+    if not isinstance(node, MapNode):
+        _expect("a mapping", node, path, findings)
+        return {}
+    written = {entry.key for entry in node.entries}
+    fields: dict[str, Entry] = {}
+    for entry in node.entries:
+        name = entry.key
+        here = join(path, name)
+        if name in missing:
+            if not is_empty(entry.node):
+                findings.unsupported(f"{quoted(name)} is", entry.key_position, here)
+            continue
+        if name not in known:
+            guess = nearest(name, known)
+            _report_unknown(entry, guess, (*known, *missing), here, findings)
+            if guess is None or findings.tolerant or guess in written or guess in fields:
+                continue
+            name = guess
+        if not is_null(entry.node):
+            fields[name] = entry
+    return fields
+
+
+def _report_unknown(entry: Entry, guess: str | None, names: tuple[str, ...], path: str, findings: Findings) -> None:
+    ignored = " is ignored, as in mergekit" if findings.tolerant else ""
+    message = (
+        f"unknown field {quoted(entry.key)}{ignored}{did_you_mean(entry.key, [guess] if guess else names, 'fields')}"
+    )
+    findings.ignored_by_mergekit(message, entry.key_position, path)
+
+
+def read_named(node: Node, path: str, findings: Findings) -> tuple[Entry, ...]:
+    """The entries of a mapping from names to values, in the order of the file."""
+    if isinstance(node, MapNode):
+        return node.entries
+    if not is_null(node):
+        _expect("a mapping from names to values", node, path, findings)
+    return ()
+
+
+def read_text_value(node: Node, path: str, findings: Findings) -> str | None:
+    """A scalar as it was written; None, reported, when it is none."""
+    if isinstance(node, ScalarNode) and node.value is not None:
+        return node.text
+    _expect("a text", node, path, findings)
+    return None
+
+
+def read_list(node: Node, path: str, findings: Findings) -> tuple[Node, ...]:
+    """The items of a list; none, reported, when it is not one."""
+    if isinstance(node, ListNode):
+        return node.items
+    _expect("a list", node, path, findings)
+    return ()
+
+
+def _expect(what: str, node: Node, path: str, findings: Findings) -> None:
+    """Says what should have stood here, unless the value was reported already."""
+    if isinstance(node, (ScalarNode, ListNode, MapNode)):
+        findings.error(f"expected {what}, found {kind_of(node)}", node.position, path)
+
+
+def read_choice(node: Node, choices: tuple[str, ...], path: str, findings: Findings) -> str | None:
+    """One of a few words; None, reported with the nearest one, when it is another."""
+    text = read_text_value(node, path, findings)
+    if text is None or text in choices:
+        return text
+    message = f"{quoted(text)} is not one of {', '.join(choices)}"
+    guess = nearest(text, choices)
+    findings.error(message + (f"; did you mean {quoted(guess)}?" if guess else ""), node.position, path)
+    return None

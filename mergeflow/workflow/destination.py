@@ -1,0 +1,89 @@
+"""The folders a run writes, the shards in them, and which tensors must be brought there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeflow.errors import Problem, RecipeError
+from mergeflow.graph.program import Place
+from mergeflow.graph.tasks import Target
+from mergeflow.graph.values import Compiled, CompiledOutput
+from mergeflow.output.compare import ShardWork, compare
+from mergeflow.output.layout import OutputTensor, Shard, plan_shards
+from mergeflow.output.target import inspect_target
+from mergeflow.recipe.records import Output, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """One model to write: where (None while nobody has said), and how it is laid out in shards."""
+
+    compiled: CompiledOutput
+    path: Path | None
+    shards: tuple[Shard, ...]
+
+    @property
+    def step(self) -> str:
+        return self.compiled.output.step
+
+
+def destinations(recipe: Recipe, compiled: Compiled, out: Path | None) -> tuple[Destination, ...]:
+    """Every output with its folder: `out` (below it a folder per step when there are several), or the recipe's own."""
+    several = len(compiled.outputs) > 1
+    return tuple(
+        Destination(output, _folder(recipe, output.output, out, several=several), _shards(compiled, output))
+        for output in compiled.outputs
+    )
+
+
+def require_folders(recipe: Recipe, found: Iterable[Destination]) -> None:
+    """Raises RecipeError for outputs that have no folder."""
+    missing = [destination.compiled.output for destination in found if destination.path is None]
+    if missing:
+        raise RecipeError(
+            Problem(
+                f"no folder for the output {output.step}: name one (mergeflow run {recipe.file} OUT)",
+                output.position,
+                f"outputs.{output.step}",
+            )
+            for output in missing
+        )
+
+
+def present_works(destination: Destination) -> tuple[ShardWork, ...] | None:
+    """What is to be done for each shard, as far as can be seen without touching the folder; None without a folder."""
+    if destination.path is None:
+        return None
+    return compare(inspect_target(destination.path), destination.shards)
+
+
+def targets(destination: Destination, works: Sequence[ShardWork] | None) -> list[Target]:
+    """The tensors that must be computed, in the order of the shards, and where their bytes go."""
+    nodes = {tensor.name: tensor.node for tensor in destination.compiled.tensors}
+    step = destination.step
+    if works is None:
+        return [Target(node, name, step, Place("", 0)) for name, node in nodes.items()]
+    return [
+        Target(nodes[place.tensor.name], place.tensor.name, step, Place(str(place.extent.file), place.extent.offset))
+        for work in works
+        for place in work.places
+        if place.copy_from is None
+    ]
+
+
+def _folder(recipe: Recipe, output: Output, out: Path | None, *, several: bool) -> Path | None:
+    if out is not None:
+        return out / output.step if several else out
+    if output.path is None:
+        return None
+    return recipe.folder / Path(output.path).expanduser()
+
+
+def _shards(compiled: Compiled, output: CompiledOutput) -> tuple[Shard, ...]:
+    tensors = [
+        OutputTensor(tensor.name, tensor.dtype, tensor.shape, compiled.graph[tensor.node].key)
+        for tensor in output.tensors
+    ]
+    return plan_shards(tensors, output.output.max_shard_bytes)

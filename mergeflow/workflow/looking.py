@@ -1,0 +1,41 @@
+"""The tensors of any step, in memory: the same programs as a run's, with memory as their destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergeflow.execute.events import Listener
+from mergeflow.graph.program import Place
+from mergeflow.graph.tasks import Target, form_tasks
+from mergeflow.recipe.records import Recipe
+from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
+from mergeflow.workflow.options import Options
+from mergeflow.workflow.planning import budget, look_up, read_records
+
+if TYPE_CHECKING:
+    import torch
+
+
+def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of a step's result, computed one at a time."""
+    from mergeflow.execute.task import Settings, compute_tensor
+
+    recipe.step(step)
+    compiled = compile_from_headers(recipe, listen, download=True)
+    check(compiled, strict=options.strict)
+    compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=True)
+    check(compiled, strict=options.strict)
+    settings = Settings(
+        budget=budget(options),
+        device="cpu",
+        cache=str(options.cache.absolute()) if options.cache else None,
+        scratch=str(Path(options.state)),
+        allow_non_finite=True,
+    )
+    for name, tensor in compiled.results[step].tensors.items():
+        target = Target(tensor.node, name, step, Place("", 0))
+        known = read_records(compiled.graph, [target], look_up(compiled, options.cache), options.cache, listen)
+        program = form_tasks(compiled.graph, [target], known)[0].programs[0]
+        yield name, compute_tensor(program, settings)

@@ -1,0 +1,48 @@
+"""How a run is done. Nothing here can change a byte of its result."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergeflow.cache.place import default_cache, state_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is done.
+
+    Args:
+        cache: the cache folder; None for no cache.
+        state: where this machine's memory of digests and of earlier runs lies.
+        scheduler: ``threads``, ``processes`` or the address of a Dask scheduler.
+        workers: tasks at a time, for ``threads`` and ``processes``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        memory: bytes for buffers, all threads together; None for the least that keeps full speed.
+        strict: warnings about the recipe are errors.
+        allow_non_finite: NaN and infinities that no input had are a warning instead of an error.
+    """
+
+    cache: Path | None = field(default_factory=lambda: default_cache(os.environ, Path.cwd()))
+    state: Path = field(default_factory=lambda: state_folder(os.environ))
+    scheduler: str = "threads"
+    workers: int = field(default_factory=lambda: available_cores())
+    device: str = "auto"
+    memory: int | None = None
+    strict: bool = False
+    allow_non_finite: bool = False
+
+
+def available_cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free or can be freed at once, as the kernel estimates it."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 32  # a kernel without the estimate: assume a small machine

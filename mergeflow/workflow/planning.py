@@ -1,0 +1,85 @@
+"""From a compiled recipe to a plan: look into the cache and the outputs, and see what is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergeflow.cache.store import Cache
+from mergeflow.errors import CorruptEntry
+from mergeflow.execute.events import Listener, Warned
+from mergeflow.graph.memory import Budget, make_budget
+from mergeflow.graph.nodes import Graph
+from mergeflow.graph.plan import Plan, computed_keys, make_plan
+from mergeflow.graph.tasks import Known, Target, needed_nodes
+from mergeflow.graph.values import Compiled
+from mergeflow.recipe.records import Recipe
+from mergeflow.workflow.destination import destinations, present_works, targets
+from mergeflow.workflow.history_file import read_history
+from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
+from mergeflow.workflow.options import Options, free_memory
+
+
+def plan_recipe(recipe: Recipe, out: Path | None, options: Options, listen: Listener) -> Plan:
+    """What a run would do now. Reads headers, the cache's names and the outputs' locks; no weights.
+
+    Raises:
+        RecipeError: the recipe has errors.
+        OutputError: an output's folder cannot be used.
+    """
+    compiled = compile_from_headers(recipe, listen, download=False)
+    check(compiled, strict=options.strict)
+    compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=False)
+    check(compiled, strict=options.strict)
+    wanted = [
+        target
+        for destination in destinations(recipe, compiled, out)
+        for target in targets(destination, present_works(destination))
+    ]
+    known = look_up(compiled, options.cache)
+    history = read_history(options.state, recipe)
+    return make_plan(recipe, compiled, wanted, known, budget(options), history)
+
+
+def budget(options: Options) -> Budget:
+    """What each thread of a run may use."""
+    return make_budget(options.memory, options.workers, free_memory())
+
+
+def look_up(compiled: Compiled, cache: Path | None) -> Known:
+    """What of a recipe is in the cache, by names alone."""
+    if cache is None:
+        return Known(cache_is_off=True)
+    found = Cache(cache).lookup(computed_keys(compiled))
+    tensors = frozenset(key for key, entry in found.items() if entry.kind == "tensor")
+    return Known(tensors, records={key: None for key, entry in found.items() if entry.kind == "record"})
+
+
+def read_records(graph: Graph, wanted: Sequence[Target], known: Known, cache: Path | None, listen: Listener) -> Known:
+    """The same with the values of the statistics a run needs. A damaged one is dropped, with a warning."""
+    if cache is None:
+        return known
+    store = Cache(cache)
+    while True:
+        keys = _needed_records(graph, wanted, known)
+        records = dict(known.records)
+        damaged = []
+        for key in keys:
+            try:
+                records[key] = store.read_record(key)
+            except CorruptEntry as error:
+                listen(Warned(f"{error}; it is computed again"))
+                store.discard(key)
+                damaged.append(key)
+        for key in damaged:
+            del records[key]
+        known = Known(known.tensors, known.cache_is_off, records)
+        if not damaged:  # else what the damaged ones depend on is needed too
+            return known
+
+
+def _needed_records(graph: Graph, wanted: Sequence[Target], known: Known) -> list[str]:
+    nodes = [graph[i] for i in needed_nodes(graph, (target.node for target in wanted), known)]
+    return [
+        node.key for node in nodes if node.kind == "statistic" and node.key is not None and node.key in known.records
+    ]

@@ -1,0 +1,174 @@
+"""Evaluates a lowered method on tensors in memory: the smallest executor that keeps to the kernels' protocols.
+
+Call ── lower(call, emit) ──> Node(op, inputs, parameters) ── evaluate(node, block) ──> Tensor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergeflow.methods.kernels.protocols import (
+    SUM_BLOCK,
+    Record,
+    pointwise_kernel,
+    sample_size,
+    statistic_kernel,
+)
+from mergeflow.methods.ops import OPS
+from mergeflow.methods.schema import REQUIRED, Call, Method, Op, Operand, ValueType
+from mergeflow.methods.table import METHODS
+
+RUN = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """An input tensor; two leaves are the same value only if they are the same object."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Node:
+    """One emitted operation; equal nodes are equal values, as in the real graph."""
+
+    op: str
+    inputs: tuple[Leaf | Node, ...]
+    parameters: tuple[tuple[str, object], ...]
+
+    def ancestors(self) -> Iterator[Node]:
+        """This node and every node it needs."""
+        yield self
+        for value in self.inputs:
+            if isinstance(value, Node):
+                yield from value.ancestors()
+
+
+def emit(op: str, inputs: Sequence[Any], **parameters: object) -> Node:
+    """The `Emit` of these tests."""
+    assert op in OPS
+    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+    return Node(op, tuple(inputs), tuple(sorted(frozen.items())))
+
+
+@dataclass(frozen=True)
+class Model:
+    """An input of a merge: its tensor, what it is, and its own parameters."""
+
+    tensor: Tensor
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    type: ValueType = "weights"
+
+
+def lower(name: str, models: Sequence[Model], base: Tensor | None = None, **shared: Any) -> Leaf | Node:
+    """Lowers a method, its parameters completed with their defaults."""
+    method = METHODS[name]
+    leaves = {id(model.tensor): Leaf(model.tensor) for model in models}
+    own = [_complete(method, model.parameters, shared=False) for model in models]
+    operands = tuple(
+        Operand(leaves[id(model.tensor)], model.type, values) for model, values in zip(models, own, strict=True)
+    )
+    size = (models[0].tensor if base is None else base).numel()
+    base_leaf = None if base is None else leaves.get(id(base), Leaf(base))
+    result = method.lower(Call(operands, base_leaf, _complete(method, shared, shared=True), size), emit)
+    assert isinstance(result, Leaf | Node)
+    return result
+
+
+def merge(
+    name: str,
+    models: Sequence[Model],
+    base: Tensor | None = None,
+    block: int | None = None,
+    **shared: Any,
+) -> Tensor:
+    """Lowers and evaluates a method: the merged tensor, in the shape of its inputs."""
+    return evaluate(lower(name, models, base, **shared), block).reshape(models[0].tensor.shape)
+
+
+def _complete(method: Method, given: Mapping[str, Any], shared: bool) -> dict[str, Any]:
+    values = {}
+    for parameter in method.parameters:
+        if (parameter.scope == "shared") == shared:
+            value = given.get(parameter.name, parameter.default)
+            assert value is not REQUIRED, f"{method.name} needs {parameter.name}"
+            values[parameter.name] = value
+    assert set(given) <= set(values)
+    return values
+
+
+def evaluate(value: Leaf | Node, block: int | None = None) -> Tensor:
+    """The flat tensor of a value, computed in blocks of `block` elements (None: the whole tensor as one block)."""
+    memory: dict[Node, Any] = {}
+
+    def compute(current: Leaf | Node) -> Any:
+        if isinstance(current, Leaf):
+            return current.tensor.reshape(-1)
+        if current not in memory:
+            inputs = [compute(source) for source in current.inputs]
+            memory[current] = apply(OPS[current.op], inputs, dict(current.parameters), block)
+        return memory[current]
+
+    result = compute(value)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def apply(op: Op, inputs: Sequence[Any], parameters: Mapping[str, object], block: int | None = None) -> Any:
+    """One operation on flat tensors and records, streamed in blocks: a tensor, or a record."""
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    records = [value for value in inputs if not isinstance(value, Tensor)]
+    if op.kind == "statistic":
+        return gather_statistic(statistic_kernel(op)(tensors[0].numel(), parameters), tensors, block)
+
+    kernel = pointwise_kernel(op)
+    out = torch.full_like(tensors[0], torch.nan)
+    for start, stop in cut(range(tensors[0].numel()), block):
+        views = [tensor[start:stop] for tensor in tensors]
+        kernel(views, records, parameters, out[start:stop], scratch_like(views[0]), start)
+    return out
+
+
+def gather_statistic(statistic: Any, tensors: Sequence[Tensor], block: int | None, most_passes: int = 100) -> Record:
+    """Feeds a statistic until it has its record."""
+    size = tensors[0].numel()
+    if statistic.needs_sample:
+        places = sample_places(size)
+        statistic.sample([tensor[places] for tensor in tensors])
+    for _ in range(most_passes):
+        for start, stop in cut(statistic.wanted, block):
+            views = [tensor[start:stop] for tensor in tensors]
+            statistic.update(start, views, scratch_like(views[0]))
+        record = statistic.finish()
+        if record is not None:
+            return record
+    raise AssertionError(f"no record after {most_passes} passes")
+
+
+def sample_places(size: int) -> Tensor:
+    """Runs of RUN elements, spread evenly over `size`."""
+    runs = max(sample_size(size) // RUN, 1)
+    starts = np.linspace(0, size - RUN, runs).astype(np.int64)
+    return torch.from_numpy((starts[:, None] + np.arange(RUN)).reshape(-1))
+
+
+def cut(elements: range, block: int | None) -> Iterator[tuple[int, int]]:
+    """Consecutive blocks of a range; an empty range is one empty block."""
+    step = block or max(len(elements), 1)
+    for start in range(elements.start, max(elements.stop, elements.start + 1), step):
+        yield start, min(start + step, elements.stop)
+
+
+def scratch_like(block: Tensor) -> Callable[[int], Tensor]:
+    """Scratch buffers full of NaN, so that a kernel that reads before it writes is found out."""
+    buffers: dict[int, Tensor] = {}
+    return lambda index: buffers.setdefault(index, torch.full_like(block, torch.nan))
+
+
+BLOCKS = (SUM_BLOCK, 2 * SUM_BLOCK, 3 * SUM_BLOCK, None)

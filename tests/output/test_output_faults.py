@@ -1,0 +1,111 @@
+"""A disk that fails at any point: the old output is whole, or the new one is, and the next run succeeds.
+
+Every operation of the room goes through a `Disk`, so "any point" is counted, not guessed: the n-th operation fails,
+for every n until a run gets through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from output_builders import FailingDisk, expected_tensors, read_tensors, snapshot, tensors, write_model
+
+from mergeflow.errors import OutputError, RunError
+
+OLD, NEW = tensors("abcdef"), tensors({"a": "a", "b": "b", "c": "c", "d": "new", "e": "e", "f": "f", "g": "g"})
+KILLING_RUNS = Path(__file__).with_name("killing_runs.py")
+
+
+def new_output(folder: Path) -> dict[str, bytes]:
+    """What the new output looks like when nothing goes wrong."""
+    write_model(folder, NEW)
+    (folder / "notes.txt").write_text("mine")
+    return snapshot(folder)
+
+
+def test_when_any_operation_fails_over_an_earlier_output(tmp_path: Path) -> None:
+    """A full disk at any operation: our error, the target is the old or the new output in full, and a rerun works."""
+    wanted = new_output(tmp_path / "wanted")
+    failed, number = set(), 0
+    while True:
+        number += 1
+        folder = tmp_path / str(number) / "model"
+        write_model(folder, OLD)
+        (folder / "notes.txt").write_text("mine")
+        old = snapshot(folder)
+
+        disk = FailingDisk(number)
+        try:
+            write_model(folder, NEW, disk=disk)
+        except (OutputError, RunError) as error:
+            assert "No space left" in str(error)
+        assert snapshot(folder) in (old, wanted), f"operation {number} ({disk.failed}) left a mixture"
+        if not disk.failed:
+            break
+
+        failed.add(disk.failed)
+        write_model(folder, NEW)
+        assert snapshot(folder) == wanted
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert failed >= {"make_folder", "create_shard", "write", "append", "link", "rename", "exchange", "sync"}
+
+
+def test_when_any_operation_fails_where_nothing_was(tmp_path: Path) -> None:
+    """The same without an earlier output: no target at all, or a complete one, and a rerun works."""
+    number = 0
+    while True:
+        number += 1
+        folder = tmp_path / str(number) / "deep" / "model"
+        disk = FailingDisk(number)
+        try:
+            write_model(folder, NEW, disk=disk)
+        except (OutputError, RunError) as error:
+            assert "No space left" in str(error)
+        assert not folder.exists() or read_tensors(folder) == expected_tensors(NEW)
+        if not disk.failed:
+            break
+        write_model(folder, NEW)
+        assert read_tensors(folder) == expected_tensors(NEW)
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert number > 10
+
+
+def test_a_failure_before_anything_is_complete_leaves_nothing_behind(tmp_path: Path) -> None:
+    """When preparing fails, not even the folders made for the output are left."""
+    number = 0
+    while True:
+        number += 1
+        disk = FailingDisk(number)
+        try:
+            write_model(tmp_path / "deep" / "er" / "model", NEW, disk=disk)
+        except OutputError:
+            assert list(tmp_path.iterdir()) == []
+        except RunError:
+            break
+    assert disk.failed == "sync", "the first operation after preparing is the sync of the first complete shard"
+
+
+@pytest.mark.parametrize("swap", ["exchange", "two-renames"])
+@pytest.mark.parametrize("earlier", ["earlier", "none"])
+def test_killed_at_any_operation(tmp_path: Path, swap: str, earlier: str) -> None:
+    """SIGKILL before any operation: an old or new target, whole; no complete shard is lost; the rerun's bytes are right.
+
+    Where names cannot be exchanged there is one moment, between two renames, in which the target is absent.
+    """
+    command = [sys.executable, str(KILLING_RUNS), str(tmp_path), swap, earlier]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["kills"] > 20
+    assert set(report["found"]) <= ({"old", "new", "absent"} if earlier == "earlier" else {"new", "absent"})
+    if earlier == "earlier":
+        assert report["found"].count("absent") == (1 if swap == "two-renames" else 0)
+    assert set(report["after_rerun"]) == {"new"}
+    assert report["leftovers"] == []
+    assert report["rebuilt_twice"] <= 1

@@ -1,0 +1,124 @@
+"""The lock file: read back as written, believed only as a whole, the same bytes for the same merge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from output_builders import LOCK, shards_of, tensor
+
+from mergeflow.dtypes import DTYPES
+from mergeflow.errors import OutputError
+from mergeflow.output.layout import OutputTensor, plan_shards
+from mergeflow.output.lock import LOCK_FILE, Lock, LockedModel, lock_json, parse_lock, read_lock
+
+FULL = replace(
+    LOCK,
+    models={"base": LockedModel("./base", None, "d1", {"a": "t1"}), "chat": LockedModel("org/chat", "5a1c", "d2")},
+    files={"1_Pooling/config.json": "f2", "README.md": "f1"},
+    shards=shards_of("abc"),
+)
+
+
+@given(
+    recipe=st.text(),
+    variables=st.dictionaries(st.text(), st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()),
+    shapes=st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), max_size=6),
+    data=st.data(),
+)
+def test_a_lock_reads_back_as_it_was_written(
+    recipe: str, variables: dict[str, bool | int | float | str], shapes: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    """Whatever the recipe, variables, dtypes and shapes, parsing the text of a lock gives that lock."""
+    tensors = [
+        OutputTensor(f"t{number}", data.draw(st.sampled_from(DTYPES)), shape, data.draw(st.none() | st.text()))
+        for number, shape in enumerate(shapes)
+    ]
+    lock = replace(FULL, recipe=recipe, variables=variables, shards=plan_shards(tensors, 20))
+    assert parse_lock(lock_json(lock)) == lock
+
+
+def test_the_text_of_a_lock_is_this() -> None:
+    """A tensor is one line, with its dtype, shape and place in the file: the format other tools may rely on."""
+    name = "a" * 60
+    lock = Lock("1.2.3", "r", "final", files={"config.json": "ab"}, shards=plan_shards([tensor(name)], 0))
+    assert lock_json(lock).splitlines() == [
+        "{",
+        ' "format": 1,',
+        ' "mergeflow": "1.2.3",',
+        ' "step": "final",',
+        ' "recipe": "r",',
+        ' "variables": {},',
+        ' "steps": {},',
+        ' "models": {},',
+        ' "files": {"config.json": "ab"},',
+        ' "shards": [',
+        "  {",
+        '   "file": "model.safetensors",',
+        '   "size": 224,',
+        '   "tensors": {',
+        f'    "{name}": {{"key": "{name}", "dtype": "bfloat16", "shape": [4, 8], "offsets": [160, 224]}}',
+        "   }",
+        "  }",
+        " ]",
+        "}",
+    ]
+
+
+def test_the_order_in_which_files_were_written_is_not_in_the_lock() -> None:
+    """The same files give the same lock text, in whatever order they are handed over."""
+    files = {"README.md": "f1", "1_Pooling/config.json": "f2"}
+    assert lock_json(replace(FULL, files=files)) == lock_json(FULL)
+
+
+def test_a_folder_without_a_lock_has_none(tmp_path: Path) -> None:
+    """No lock file is None, not an error."""
+    assert read_lock(tmp_path) is None
+
+
+def damaged(change: Callable[[dict[str, Any]], object]) -> str:
+    contents = json.loads(lock_json(FULL))
+    change(contents)
+    return json.dumps(contents)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (lock_json(FULL)[:-40], "not JSON"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "mapping"),
+        (damaged(lambda lock: lock.update(format=2)), "format is 2"),
+        (damaged(lambda lock: lock.pop("recipe")), "recipe"),
+        (damaged(lambda lock: lock["files"].update({"a": 1})), "files.a"),
+        (damaged(lambda lock: lock["variables"].update({"a": None})), "variables.a"),
+        (damaged(lambda lock: lock["models"]["chat"].update(revision=3)), "models.chat.revision"),
+        (damaged(lambda lock: lock["shards"][0].update(size=3)), "do not belong"),
+        (damaged(lambda lock: lock["shards"][0].update(file="../x.safetensors")), "file name"),
+        (damaged(lambda lock: lock["shards"][0]["tensors"]["a"].update(offsets=[0, 64])), "do not belong"),
+        (damaged(lambda lock: lock["shards"][0]["tensors"]["a"].update(shape=[-1, 8])), "tensor a: shape"),
+        (damaged(lambda lock: lock["shards"][0]["tensors"]["a"].update(shape=[True, 8])), "tensor a: shape"),
+        (damaged(lambda lock: lock["shards"][0]["tensors"]["a"].update(dtype="float3")), "float3"),
+        (damaged(lambda lock: lock["shards"][0]["tensors"].pop("a")), "do not belong"),
+    ],
+)
+def test_a_damaged_lock_is_refused_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
+    """A lock that is cut off, of another format, of wrong types or in contradiction to itself names its fault."""
+    (tmp_path / LOCK_FILE).write_text(text)
+    with pytest.raises(OutputError, match=reason) as caught:
+        read_lock(tmp_path)
+    assert str(tmp_path / LOCK_FILE) in str(caught.value)
+
+
+def test_a_lock_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 are a damaged lock, not a crash."""
+    (tmp_path / LOCK_FILE).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(OutputError, match="cannot read"):
+        read_lock(tmp_path)

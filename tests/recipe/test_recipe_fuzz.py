@@ -1,0 +1,130 @@
+"""Whatever stands in a file, reading it ends, never raises, and says where it is wrong."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recipe_texts import DESIGN, FILE, MERGEKIT
+
+from mergeflow.errors import Position
+from mergeflow.recipe.fields import INPUT_FIELDS, NATIVE_FIELDS, OUTPUT_FIELDS, STEP_FIELDS, TASK_VECTOR_FIELDS
+from mergeflow.recipe.read import read_recipe
+from mergeflow.recipe.records import Recipe
+from mergeflow.recipe.resolve import lookup, unmatched_filters
+from mergeflow.recipe.settings import SettingError
+
+WORDS = sorted(
+    {
+        *NATIVE_FIELDS,
+        *STEP_FIELDS,
+        *INPUT_FIELDS,
+        *OUTPUT_FIELDS,
+        *TASK_VECTOR_FIELDS,
+        "value",
+        "filter",
+        "slices",
+        "source",
+    }
+    | {
+        "a",
+        "b",
+        "skills",
+        "skils",
+        "linear",
+        "float32",
+        "bf16",
+        "never",
+        "./x",
+        "org/y@z",
+        "x+y",
+        "gpt2",
+        "lora",
+        "union",
+    }
+    | {"${a}", "${b}", "${", "$${a}", "p${a}q", "5GB", "", "*", "<<"}
+)
+SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(WORDS)
+KEYS = st.sampled_from(WORDS)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=25
+)
+
+
+def check(recipe: Recipe) -> None:
+    """What must hold of every recipe, right or wrong."""
+    lines = recipe.text.count("\n") + 2
+    for problem in recipe.problems:
+        assert "\n" not in str(problem)
+        assert problem.message
+        assert problem.position is None or 1 <= problem.position.line <= lines
+    placed = [(p.position.line, p.position.column) for p in recipe.problems if p.position]
+    assert placed == sorted(placed)
+    if not recipe.steps:
+        assert any(problem.severity == "error" for problem in recipe.problems)
+    places: list[Position | None] = []
+    for step in recipe.steps:
+        assert step.inputs
+        assert step.position() is not None
+        assert all(problem.severity == "warning" for problem in unmatched_filters(step, ["a.weight"]))
+        for name in step.parameters:
+            try:
+                lookup(step, 0, name, "float")("a.weight", 0.5)
+            except SettingError as error:
+                places.append(error.position)
+    assert None not in places
+
+
+@given(VALUES)
+def test_any_value_as_a_recipe(value: object) -> None:
+    """Any tree of values is read, in either form."""
+    check(read_recipe(FILE, text=yaml.safe_dump(value)))
+
+
+@given(st.dictionaries(st.sampled_from(sorted(NATIVE_FIELDS)), VALUES), st.dictionaries(KEYS, st.sampled_from(WORDS)))
+def test_any_native_recipe(parts: dict[str, object], overrides: dict[str, str]) -> None:
+    """Any values under a native recipe's fields are read, with any overrides."""
+    check(read_recipe(FILE, overrides, text=yaml.safe_dump({"mergeflow": 1, **parts})))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "skills"]), st.dictionaries(st.sampled_from(sorted(STEP_FIELDS)), VALUES)
+    )
+)
+def test_any_steps(steps: dict[str, object]) -> None:
+    """Any values under a step's fields are read."""
+    check(read_recipe(FILE, text=yaml.safe_dump({"mergeflow": 1, "vars": {"a": 1}, "steps": steps})))
+
+
+@given(st.text(st.sampled_from(" \n\t-:[]{},&*!|>'\"%@`#?~<a1.$x"), max_size=80))
+def test_any_text(text: str) -> None:
+    """Any text is read."""
+    check(read_recipe(FILE, text=text))
+
+
+@given(st.sampled_from([DESIGN, MERGEKIT]), st.randoms(use_true_random=False))
+@settings(max_examples=200)
+def test_damaged_recipes(text: str, chance: random.Random) -> None:
+    """A recipe with characters or lines removed, doubled, swapped or inserted is read."""
+    check(read_recipe(FILE, {"density": "0.1"}, text=damage(text, chance)))
+
+
+def damage(text: str, chance: random.Random) -> str:
+    for _ in range(chance.randint(1, 4)):
+        start = chance.randrange(len(text) + 1)
+        end = min(len(text), start + chance.choice([0, 1, 1, 5, 40]))
+        middle: Any = chance.choice(
+            ["", text[start:end] * 2, chance.choice(WORDS), chance.choice("{}[]:,\n \t-&*!'\"")]
+        )
+        text = text[:start] + middle + text[end:]
+    return text
+
+
+@given(st.binary(max_size=60))
+def test_any_override(content: bytes) -> None:
+    """Any text after `--set density=` is read."""
+    check(read_recipe(FILE, {"density": content.decode("latin-1")}, text=DESIGN))
