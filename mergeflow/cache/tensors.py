@@ -278,4 +278,6 @@ def _extended(crc: int, piece: Bytes) -> int:
 def _flat(block: Block) -> Bytes:
     """The bytes of `block`, not copied; ValueError when they are not contiguous."""
     buffer = block.data if isinstance(block, np.ndarray) else memoryview(block)
+    if not buffer.c_contiguous:
+        raise ValueError("the bytes of a block must be contiguous")
     return np.frombuffer(buffer, np.uint8) if buffer.nbytes else np.empty(0, np.uint8)

@@ -13,6 +13,8 @@ import torch
 
 from mergeflow.graph.memory import Budget
 
+MOST_VIEWS = 4096  # a model has a few dozen shapes; one with thousands must not fill the memory with views
+
 
 def torch_dtype(name: str) -> torch.dtype:
     """torch's dtype of that name."""
@@ -40,6 +42,7 @@ class Workspace:
         self.block_elements = budget.block_elements
         self._pinned = device.type == "cuda"
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+        self._views: dict[tuple[str, int, int, torch.dtype], torch.Tensor] = {}
         self._arena = torch.empty(0, dtype=torch.uint8)
 
     def slot(self, place: int, elements: int, dtype: torch.dtype) -> torch.Tensor:
@@ -62,6 +65,12 @@ class Workspace:
         return self._arena[:nbytes]
 
     def _typed(self, name: str, place: int, elements: int, dtype: torch.dtype, *, host: bool) -> torch.Tensor:
+        # Nearly every block has the same length, and making a view takes longer than finding the last one.
+        if (name, place, elements, dtype) not in self._views:
+            self._views[name, place, elements, dtype] = self._new_view(name, place, elements, dtype, host=host)
+        return self._views[name, place, elements, dtype]
+
+    def _new_view(self, name: str, place: int, elements: int, dtype: torch.dtype, *, host: bool) -> torch.Tensor:
         nbytes = elements * dtype.itemsize
         buffer = self._buffers.get((name, place))
         if buffer is None or buffer.numel() < nbytes:
@@ -73,4 +82,7 @@ class Workspace:
                 else torch.empty(size, dtype=torch.uint8, device=self.device)
             )
             self._buffers[name, place] = buffer
+            self._views.clear()  # views of the buffer that was too small would keep it alive
+        if len(self._views) >= MOST_VIEWS:
+            self._views.clear()
         return buffer[:nbytes].view(dtype)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mergeflow.errors import RunError
 from mergeflow.execute.events import BytesMoved, Listener
-from mergeflow.execute.task import Settings, TaskResult, run_task
+from mergeflow.execute.records import Settings, TaskResult
 from mergeflow.graph.tasks import Task
 
 Finished = Callable[[TaskResult], None]
@@ -40,6 +40,8 @@ class ThreadScheduler:
     def run(self, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
         import dask.threaded
         from dask.task_spec import Task as DaskTask
+
+        from mergeflow.execute.task import run_task
 
         stop = threading.Event()
 
@@ -94,6 +96,8 @@ class ProcessScheduler:
 
 def _run_on(client: object, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
     from distributed import Client, as_completed
+
+    from mergeflow.execute.task import run_task
 
     assert isinstance(client, Client)
     resources = {"GPU": 1} if settings.device.startswith("cuda") else None

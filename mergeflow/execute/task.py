@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -22,45 +21,13 @@ from mergeflow.execute.buffers import Workspace, torch_dtype
 from mergeflow.execute.evaluate import Destination, Evaluation, memory
 from mergeflow.execute.files import InputFiles, OutputFiles, Turns, writing
 from mergeflow.execute.kept import KeptValues
-from mergeflow.graph.memory import Budget, allocate
+from mergeflow.execute.records import Settings, TaskResult
+from mergeflow.graph.memory import allocate
 from mergeflow.graph.program import Instruction, Program, Sink
 from mergeflow.graph.tasks import Task
 from mergeflow.methods.ops import OPS
 
 Moved = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What every task of a run shares. Nothing here can change a value.
-
-    Args:
-        device: ``cpu``, ``cuda`` or ``cuda:i``.
-        cache: the cache folder; None with ``--no-cache``.
-        scratch: a folder for scratch files on the output's disk.
-        allow_non_finite: NaN and infinities that no input had are a warning instead of an error.
-    """
-
-    budget: Budget
-    device: str
-    cache: str | None
-    scratch: str
-    allow_non_finite: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """What a task did. `same_as` has, for (output, tensor), the input files it turned out equal to, byte for byte."""
-
-    task: str
-    tensors: tuple[tuple[str, str], ...]
-    read: int = 0
-    written: int = 0
-    cache_read: int = 0
-    cache_written: int = 0
-    seconds: float = 0.0
-    same_as: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
 
 
 def ignore_bytes(read: int, written: int) -> None:

@@ -61,7 +61,7 @@ def describe(repo_id: str, revision: str | None = None, *, hub: Hub = DEFAULT_HU
     Raises:
         CheckpointError: unknown, restricted or out of reach, or its files are damaged.
     """
-    from huggingface_hub import is_offline_mode
+    from huggingface_hub import constants
 
     model = f"{repo_id}@{revision}" if revision else repo_id
     try:
@@ -71,7 +71,7 @@ def describe(repo_id: str, revision: str | None = None, *, hub: Hub = DEFAULT_HU
         cached = _from_cache(repo_id, revision, label or model, hub) if is_unreachable(error) else None
         if cached is None:
             raise explain(error, model, hub.address) from error
-        if not is_offline_mode():
+        if not constants.HF_HUB_OFFLINE:
             _LOG.warning("%s: the hub cannot be asked; the cached commit %s is used", model, cached.revision)
         return cached
 

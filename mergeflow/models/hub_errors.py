@@ -62,10 +62,13 @@ def _refusal(error: Exception, status: int, model: str, endpoint: str) -> Checkp
         return CheckpointError(f"{model}: access is restricted; accept its terms at {page}, then run `hf auth login`")
     if isinstance(error, hub.RevisionNotFoundError):
         return CheckpointError(f"{model}: the model has no such revision; see {page}/tree/main for those it has")
-    if isinstance(error, hub.RepositoryNotFoundError):
+    if "Invalid credentials" in str(error):
+        return CheckpointError(f"{model}: {endpoint} refuses your token; run `hf auth login`")
+    # A stranger gets 401 for what is missing and for what is private alike.
+    if isinstance(error, hub.RepositoryNotFoundError) or status == 401:
         return CheckpointError(f"{model}: no such model on {endpoint} (if it is private, run `hf auth login`)")
-    if status in (401, 403):
-        return CheckpointError(f"{model}: {endpoint} denies access ({status}); run `hf auth login`")
+    if status == 403:
+        return CheckpointError(f"{model}: {endpoint} denies access; run `hf auth login`, or ask its owner")
     return CheckpointError(f"{model}: {endpoint} answered {status} ({_one_line(error)}); try again later")
 
 

@@ -55,9 +55,13 @@ def _files_below(folder: Path, prefix: str) -> Iterator[str]:
         if not entry.is_dir(follow_symlinks=False):
             yield prefix + entry.name
             continue
-        if entry.stat(follow_symlinks=False).st_dev != folder.stat().st_dev:
+        if _device(folder / entry.name) != _device(folder):
             raise RunError(f"{entry.path} is on another file system, so its files cannot be kept: unmount it first")
         yield from _files_below(folder / entry.name, f"{prefix}{entry.name}/")
+
+
+def _device(folder: Path) -> int:
+    return folder.stat().st_dev
 
 
 def _digest(path: Path) -> str | None:

@@ -147,23 +147,22 @@ def _shard_entry(shard: Shard) -> dict[str, object]:
 
 def _tensor_entry(placed: PlacedTensor) -> dict[str, object]:
     tensor = placed.tensor
-    offsets = (placed.offset, placed.offset + tensor.nbytes)
-    return {"key": tensor.key, "dtype": tensor.dtype.name, "shape": tensor.shape, "offsets": offsets}
+    offsets = [placed.offset, placed.offset + tensor.nbytes]
+    return {"key": tensor.key, "dtype": tensor.dtype.name, "shape": list(tensor.shape), "offsets": offsets}
 
 
 def _render(value: object, indent: str) -> str:
-    """JSON in which whatever fits a line stays on one: a tensor is a line, and a diff of two locks can be read."""
-    line = json.dumps(value, ensure_ascii=False)
-    if len(indent) + len(line) <= _LINE_WIDTH:
+    """JSON in which a mapping of mappings is spread over lines: a tensor is a line, and two locks can be compared."""
+    parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    line = json.dumps(value, ensure_ascii=False) if not any(isinstance(part, dict) for part in parts) else None
+    if line is not None and (len(indent) + len(line) <= _LINE_WIDTH or not parts):
         return line
 
     deeper = indent + " "
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         inner = [f"{json.dumps(key, ensure_ascii=False)}: {_render(item, deeper)}" for key, item in value.items()]
         return "{\n" + ",\n".join(deeper + text for text in inner) + "\n" + indent + "}"
-    if isinstance(value, (list, tuple)) and value:
-        return "[\n" + ",\n".join(deeper + _render(item, deeper) for item in value) + "\n" + indent + "]"
-    return line
+    return "[\n" + ",\n".join(deeper + _render(item, deeper) for item in parts) + "\n" + indent + "]"
 
 
 def _model(entry: object, label: str) -> LockedModel:
@@ -185,7 +184,7 @@ def _shard(entry: object) -> Shard:
 
     tensors = _mapping(fields.get("tensors"), f"{file}: tensors")
     shard = shard_of(file, [_tensor(name, tensor) for name, tensor in tensors.items()])
-    if json.loads(json.dumps(_shard_entry(shard))) != entry:
+    if _shard_entry(shard) != entry:
         raise OutputError(f"shard {file}: sizes and offsets do not belong to its tensors")
     return shard
 

@@ -36,9 +36,11 @@ def check_room(folder: Path, nbytes: int, largest: int) -> None:
 
 def readable(nbytes: int) -> str:
     """A number of bytes as people write it: 512 B, 4.5 GB (powers of ten, as max_shard_size counts)."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{nbytes} B"
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    size = nbytes / 1000
+    for unit in ("kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} TB" if size < 1000 else f"{size:.0f} TB"
+    return f"{size:.3g} TB" if size < 999.5 else f"{size:.0f} TB"

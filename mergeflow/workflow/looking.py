@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of a step's result, computed one at a time."""
-    from mergeflow.execute.task import Settings, compute_tensor
+    from mergeflow.execute.records import Settings
+    from mergeflow.execute.task import compute_tensor
 
     recipe.step(step)
     compiled = compile_from_headers(recipe, listen, download=True)

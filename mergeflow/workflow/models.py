@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mergeflow.errors import CheckpointError, Problem, RecipeError
 from mergeflow.execute.events import BytesMoved, Listener, PhaseFinished, PhaseStarted, Warned
+from mergeflow.execute.warmup import import_torch_in_background
 from mergeflow.graph.compile import compile_recipe
 from mergeflow.graph.values import Compiled
 from mergeflow.models.digests import DigestMemory
@@ -54,6 +55,7 @@ def compile_with_digests(
     known = dict(memory.known(sources))
     unknown = [source for source in sources if source not in known]
     if unknown and read_weights:
+        import_torch_in_background()
         known |= _hash(memory, unknown, options, listen)
     compiled = compile_recipe(recipe, from_headers.checkpoints, known)
     earlier = [problem for problem in from_headers.problems if problem not in compiled.problems]

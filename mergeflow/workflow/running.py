@@ -18,8 +18,8 @@ from pathlib import Path
 
 from mergeflow.errors import CorruptEntry, RunError
 from mergeflow.execute.events import Event, Listener, PhaseFinished, PhaseStarted, TensorsDone, Warned
+from mergeflow.execute.records import Settings, TaskResult
 from mergeflow.execute.schedule import Scheduler, make_scheduler
-from mergeflow.execute.task import Settings, TaskResult
 from mergeflow.graph.history import describe_steps
 from mergeflow.graph.plan import Fate, Plan, make_plan
 from mergeflow.graph.values import Compiled

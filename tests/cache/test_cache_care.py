@@ -64,6 +64,18 @@ def test_clearing_removes_every_entry(tmp_path: Path) -> None:
     assert usage(cache).records == 1
 
 
+def test_clearing_removes_abandoned_work(tmp_path: Path) -> None:
+    """What a writer on another machine left more than a day ago goes with `clear`, what is recent stays."""
+    cache = filled(tmp_path)
+    works = Path(cache.folders.works)
+    for name, modified in (("feedfeedfeedfeed-1.1-00", 1_000_000_000.0), ("feedfeedfeedfeed-2.1-00", None)):
+        (works / name).mkdir()
+        if modified:
+            os.utime(works / name, (modified, modified))
+    clear(cache)
+    assert [path.name for path in works.iterdir()] == ["feedfeedfeedfeed-2.1-00"]
+
+
 def test_clearing_touches_only_entries(tmp_path: Path) -> None:
     """Files beside the cache, unknown names inside it, and what a link points to all stay."""
     (tmp_path / "outside").mkdir()

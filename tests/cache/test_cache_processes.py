@@ -55,7 +55,7 @@ writer.publish()
 
 FILL_AND_CLEAR = """
 say_and_wait("ready")
-for turn in range(60):
+for turn in range(20):
     for number in range(4):
         cache.write_record(key(number), {"number": number}, {})
         put_tensor(cache, key(1000 + number), FLOAT32, (40, 3), seed=number)

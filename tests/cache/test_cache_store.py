@@ -193,7 +193,7 @@ def test_garbage_in_the_tree_is_no_entry(tmp_path: Path) -> None:
     base = Path(cache.folders.base)
     (base / "zz").mkdir()
     (base / "01" / "notes.txt").write_text("hello")
-    (base / "01" / "0" * 64).mkdir(parents=True)
+    (base / "01" / ("0" * 64)).mkdir()
     (base / "02").write_text("a file where a folder belongs")
     (base / "03").mkdir()
     Path(cache.folders.entry(key(3))).write_text("a file where an entry belongs")

@@ -12,9 +12,9 @@ from method_evaluation import BLOCKS, apply, gather_statistic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergeflow.methods.kernels import order_statistics
-from mergeflow.methods.kernels.order_statistics import MOST_HELD, KthMagnitude
+from mergeflow.methods.kernels.order_statistics import MOST_HELD, KthMagnitude, compare_on_device
 from mergeflow.methods.kernels.protocols import SUM_BLOCK, Record
+from mergeflow.methods.kernels.tally import compare
 from mergeflow.methods.ops import OPS
 
 LARGE = 5 * SUM_BLOCK + 63
@@ -200,10 +200,10 @@ def test_k_must_be_positive() -> None:
 def test_both_comparisons_count_the_same(kind, bracket: tuple[float, float]) -> None:  # type: ignore[no-untyped-def]
     """The comparison for other devices gives what numpy's gives."""
     magnitudes = torch.from_numpy(np.abs(kind(np.random.default_rng(4), 1000))).float()
-    above, inside, members = order_statistics._compare_numpy(magnitudes.numpy(), *bracket)
-    other_above, other_inside, other_members = order_statistics._compare_torch(magnitudes, *bracket)
-    assert (above, inside) == (other_above, other_inside)
-    np.testing.assert_array_equal(members, other_members)
+    on_host = compare(magnitudes.numpy(), *bracket)
+    on_device = compare_on_device(magnitudes, *bracket)
+    assert (on_host.above, on_host.at_high, on_host.at_low) == (on_device.above, on_device.at_high, on_device.at_low)
+    np.testing.assert_array_equal(on_host.inside, on_device.inside)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_files import GOLDEN, age, pattern, write_weights
+from model_files import GOLDEN, Entries, age, pattern, write_weights
 
 from mergeflow.dtypes import BFLOAT16, DTYPES, FLOAT16
 from mergeflow.errors import CheckpointError, RunError
@@ -208,9 +208,9 @@ def test_a_packed_tensor_is_remembered(tmp_path: Path, memory: DigestMemory) -> 
     assert memory.known([replace(packed, segments=segments[:-1] + fresh)]) == {}
 
 
-def blob(cache: Path, name: str, entries: dict[str, tuple[str, tuple[int, ...]]], seed: int = 0) -> Path:
+def blob(cache: Path, name: str, entries: Entries) -> Path:
     """A file as the hub's cache keeps it; `name` stands for the sha256 of its bytes. The link is what is returned."""
-    write_weights(cache / "blobs" / name, entries, seed)
+    write_weights(cache / "blobs" / name, entries)
     link = cache / "snapshots" / "c0ffee" / "model.safetensors"
     link.parent.mkdir(parents=True)
     link.symlink_to(f"../../blobs/{name}")

@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_files import GOLDEN, write_weights
+from model_files import GOLDEN, Entries, write_weights
 
 from mergeflow.models.checkpoint import open_checkpoint
 from mergeflow.models.experts import pack_experts
 from mergeflow.models.header import read_header
 from mergeflow.models.records import TensorSource
 
-Entries = dict[str, tuple[str, tuple[int, ...]]]
+Layer = dict[str, tuple[str, tuple[int, ...]]]
 QWEN = ("gate_proj", "up_proj", "down_proj")
 MIXTRAL = ("w1", "w3", "w2")
 
 
-def experts(block: str, count: int, names: tuple[str, str, str], inner: int = 2, hidden: int = 3) -> Entries:
+def experts(block: str, count: int, names: tuple[str, str, str], inner: int = 2, hidden: int = 3) -> Layer:
     """The tensors of one mixture-of-experts layer, saved one by one."""
     gate, up, down = names
-    entries: Entries = {f"{block}.gate.weight": ("F32", (count, hidden))}
+    entries: Layer = {f"{block}.gate.weight": ("F32", (count, hidden))}
     for number in range(count):
         entries[f"{block}.experts.{number}.{gate}.weight"] = ("F32", (inner, hidden))
         entries[f"{block}.experts.{number}.{down}.weight"] = ("F32", (hidden, inner))
@@ -90,9 +90,15 @@ def test_mixtrals_block_is_called_mlp(tmp_path: Path) -> None:
         pytest.param({"b.experts.gate_up_proj": ("F32", (1,))}, id="the packed name taken"),
     ],
 )
-def test_a_layer_that_does_not_fit_is_left_as_it_is(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_layer_that_does_not_fit_is_left_as_it_is(
+    tmp_path: Path, change: dict[str, tuple[str, tuple[int, ...]] | None]
+) -> None:
     """Anything but the three equal matrices of every expert keeps the layer unpacked; other layers are packed."""
-    entries: dict[str, object] = {**experts("b", 2, QWEN), **experts("good", 2, QWEN), **change}
+    entries: dict[str, tuple[str, tuple[int, ...]] | None] = {
+        **experts("b", 2, QWEN),
+        **experts("good", 2, QWEN),
+        **change,
+    }
     tensors = opened(tmp_path, {name: entry for name, entry in entries.items() if entry is not None})
     packed = pack_experts(tensors)
     kept = {name for name in tensors if name.startswith("b.")}

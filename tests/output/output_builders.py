@@ -19,7 +19,9 @@ from mergeflow.output.staging import Staging, complete_shard, copy_unchanged, op
 from mergeflow.output.transfer import write_all
 
 FILES = (NewFile("config.json", b"{}\n"), NewFile("README.md", b"# merged\n"), NewFile("1_Pooling/config.json", b"[]"))
-LOCK = Lock("0.1.0", "steps: {}\n", "final", {"t": 0.5}, {"base": LockedModel("./base", None, "d1")}, {"final": "slerp"})
+LOCK = Lock(
+    "0.1.0", "steps: {}\n", "final", {"t": 0.5}, {"base": LockedModel("./base", None, "d1")}, {"final": "slerp"}
+)
 
 
 def tensor(name: str, key: str | None = None, shape: tuple[int, ...] = (4, 8), dtype: DType = BFLOAT16) -> OutputTensor:
@@ -124,16 +126,17 @@ class WatchedDisk(UnsyncedDisk):
 
 
 class FailingDisk(WatchedDisk):
-    """A disk whose operation `number` fails as a full one does; a write leaves a byte behind first."""
+    """A disk whose operation `number` fails (and all later ones, when it `stays` full); a write leaves a byte."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, stays: bool = False) -> None:
         super().__init__(self._fail)
         self.number = number
+        self.stays = stays
         self.failed = ""
 
     def _fail(self, count: int, operation: str, arguments: tuple[object, ...]) -> None:
-        if count == self.number:
-            self.failed = operation
+        if count == self.number or (self.stays and count > self.number):
+            self.failed = self.failed or operation
             if operation in ("write", "append", "create_shard"):
                 with open(str(arguments[0]), "ab") as file:
                     file.write(b"x")
@@ -145,3 +148,7 @@ class ExchangelessDisk(UnsyncedDisk):
 
     def exchange(self, one: Path, other: Path) -> bool:
         return False
+
+
+class FailingExchangelessDisk(FailingDisk, ExchangelessDisk):
+    """A disk that fails, and on which a folder is replaced by two renames."""

@@ -13,7 +13,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from output_builders import FailingDisk, expected_tensors, read_tensors, snapshot, tensors, write_model
+from output_builders import (
+    FailingDisk,
+    FailingExchangelessDisk,
+    expected_tensors,
+    read_tensors,
+    snapshot,
+    tensors,
+    write_model,
+)
 
 from mergeflow.errors import OutputError, RunError
 
@@ -28,10 +36,15 @@ def new_output(folder: Path) -> dict[str, bytes]:
     return snapshot(folder)
 
 
-def test_when_any_operation_fails_over_an_earlier_output(tmp_path: Path) -> None:
-    """A full disk at any operation: our error, the target is the old or the new output in full, and a rerun works."""
+@pytest.mark.parametrize("stays", [False, True], ids=["fails once", "stays full"])
+@pytest.mark.parametrize("kind", [FailingDisk, FailingExchangelessDisk], ids=["exchange", "two renames"])
+def test_when_any_operation_fails_over_an_earlier_output(tmp_path: Path, kind: type[FailingDisk], stays: bool) -> None:
+    """A full disk at any operation: our error, the target is the old or the new output in full, and a rerun works.
+
+    Only where folders cannot be exchanged, and the rename back fails too, is the old output kept aside for the rerun.
+    """
     wanted = new_output(tmp_path / "wanted")
-    failed, number = set(), 0
+    failed, said, number = set(), set(), 0
     while True:
         number += 1
         folder = tmp_path / str(number) / "model"
@@ -39,12 +52,14 @@ def test_when_any_operation_fails_over_an_earlier_output(tmp_path: Path) -> None
         (folder / "notes.txt").write_text("mine")
         old = snapshot(folder)
 
-        disk = FailingDisk(number)
+        disk = kind(number, stays)
         try:
             write_model(folder, NEW, disk=disk)
         except (OutputError, RunError) as error:
-            assert "No space left" in str(error)
-        assert snapshot(folder) in (old, wanted), f"operation {number} ({disk.failed}) left a mixture"
+            said.add("No space left" in str(error))
+        found = snapshot(folder)
+        aside = stays and kind is FailingExchangelessDisk and found == {} and disk.failed == "rename"
+        assert aside or found in (old, wanted), f"operation {number} ({disk.failed}) left a mixture"
         if not disk.failed:
             break
 
@@ -52,12 +67,13 @@ def test_when_any_operation_fails_over_an_earlier_output(tmp_path: Path) -> None
         write_model(folder, NEW)
         assert snapshot(folder) == wanted
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert said == {True}
     assert failed >= {"make_folder", "create_shard", "write", "append", "link", "rename", "exchange", "sync"}
 
 
 def test_when_any_operation_fails_where_nothing_was(tmp_path: Path) -> None:
     """The same without an earlier output: no target at all, or a complete one, and a rerun works."""
-    number = 0
+    said, number = set(), 0
     while True:
         number += 1
         folder = tmp_path / str(number) / "deep" / "model"
@@ -65,7 +81,7 @@ def test_when_any_operation_fails_where_nothing_was(tmp_path: Path) -> None:
         try:
             write_model(folder, NEW, disk=disk)
         except (OutputError, RunError) as error:
-            assert "No space left" in str(error)
+            said.add("No space left" in str(error))
         assert not folder.exists() or read_tensors(folder) == expected_tensors(NEW)
         if not disk.failed:
             break
@@ -73,6 +89,7 @@ def test_when_any_operation_fails_where_nothing_was(tmp_path: Path) -> None:
         assert read_tensors(folder) == expected_tensors(NEW)
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert number > 10
+    assert said == {True}
 
 
 def test_a_failure_before_anything_is_complete_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -93,7 +110,7 @@ def test_a_failure_before_anything_is_complete_leaves_nothing_behind(tmp_path: P
 @pytest.mark.parametrize("swap", ["exchange", "two-renames"])
 @pytest.mark.parametrize("earlier", ["earlier", "none"])
 def test_killed_at_any_operation(tmp_path: Path, swap: str, earlier: str) -> None:
-    """SIGKILL before any operation: an old or new target, whole; no complete shard is lost; the rerun's bytes are right.
+    """SIGKILL before any operation: the target is old or new, whole; no complete shard is lost; a rerun is right.
 
     Where names cannot be exchanged there is one moment, between two renames, in which the target is absent.
     """

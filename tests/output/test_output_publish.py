@@ -134,7 +134,9 @@ def test_an_edited_file_is_kept_beside_the_new_one(tmp_path: Path) -> None:
     write_model(folder, tensors("abc"))
 
     assert published.carried == ("README.md.bak",)
-    assert published.warnings == ("README.md was edited since it was written: the edited file is kept as README.md.bak",)
+    assert published.warnings == (
+        "README.md was edited since it was written: the edited file is kept as README.md.bak",
+    )
     assert (folder / "README.md").read_bytes() == FILES[1].content
     assert (folder / "README.md.bak").read_text() == "my words"
     assert (folder / "README.md.bak2").read_text() == "my other words"
@@ -220,9 +222,11 @@ def test_an_incomplete_shard_is_never_published(tmp_path: Path) -> None:
     """Publishing before every shard is complete is an error that names the shard; the target is untouched."""
     write_model(tmp_path / "model", tensors("abcd"))
     before = snapshot(tmp_path / "model")
-    with open_staging(tmp_path / "model", shards_of("abcx")) as staging:
-        with pytest.raises(RunError, match="model-00002-of-00002.safetensors is not complete"):
-            publish(staging, FILES, LOCK)
+    with (
+        open_staging(tmp_path / "model", shards_of("abcx")) as staging,
+        pytest.raises(RunError, match=r"model-00002-of-00002[.]safetensors is not complete"),
+    ):
+        publish(staging, FILES, LOCK)
     assert snapshot(tmp_path / "model") == before
 
 

@@ -233,7 +233,7 @@ def test_an_earlier_output_that_vanished_is_a_failed_run(tmp_path: Path) -> None
     write_model(tmp_path / "model", tensors({"a": "1", "b": "2"}))
     with open_staging(tmp_path / "model", plan_shards(tensors({"a": "new", "b": "2"}), 128)) as staging:
         (tmp_path / "model" / "model.safetensors").unlink()
-        with pytest.raises(RunError, match="copy b from .*No such file"):
+        with pytest.raises(RunError, match=r"copy b from .*No such file"):
             copy_unchanged(staging.works[0].places[1])
 
 

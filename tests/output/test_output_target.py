@@ -54,7 +54,7 @@ def test_a_link_to_a_folder_is_resolved(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_ours_is_refused(tmp_path: Path, content: str) -> None:
     """A folder with anything in it but no lock is refused; the message says what to do."""
     (tmp_path / "notes.txt").touch() if content == "file" else (tmp_path / "sub").mkdir()
-    with pytest.raises(OutputError, match="did not write.*choose another folder, or remove this one"):
+    with pytest.raises(OutputError, match=r"did not write.*choose another folder, or remove this one"):
         inspect_target(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_mount_point_is_refused_with_a_place_that_works(tmp_path: Path) -> None:
     """A mount point (here: the root) cannot be renamed; the message names a folder in it."""
-    with pytest.raises(OutputError, match="mount point.*model"):
+    with pytest.raises(OutputError, match=r"mount point.*model"):
         inspect_target("/")
 
 

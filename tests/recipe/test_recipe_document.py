@@ -6,7 +6,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from recipe_texts import DESIGN, MERGEKIT, marked
 
@@ -14,6 +14,8 @@ from mergeflow.errors import Position
 from mergeflow.recipe import document
 from mergeflow.recipe.document import Document, parse
 from mergeflow.recipe.nodes import ListNode, MapNode, Node, ScalarNode
+
+UNTIMED = settings(deadline=None)
 
 
 def plain(node: Node | None) -> object:
@@ -239,6 +241,7 @@ KEYS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), mi
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=20)
 
 
+@UNTIMED
 @given(VALUES, st.booleans())
 @example({"a": {"b": ["1e-5", "2024-01-01", "on", "~", "<<", "="]}}, True)
 def test_any_value_survives(value: object, flow: bool) -> None:
@@ -251,6 +254,7 @@ def test_any_value_survives(value: object, flow: bool) -> None:
     assert found == expected or repr(found) == repr(expected)
 
 
+@UNTIMED
 @given(st.text(st.sampled_from(" \n\t-:[]{},&*!|>'\"%@`#?~<a1.$\x00é\ufeff"), max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text raises: there is a tree, or a problem with a place, or nothing at all."""

@@ -17,6 +17,8 @@ from mergeflow.recipe.records import Recipe
 from mergeflow.recipe.resolve import lookup, unmatched_filters
 from mergeflow.recipe.settings import SettingError
 
+# A busy machine must not fail a test.
+UNTIMED = settings(deadline=None)
 WORDS = sorted(
     {
         *NATIVE_FIELDS,
@@ -50,7 +52,7 @@ WORDS = sorted(
 SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.sampled_from(WORDS)
 KEYS = st.sampled_from(WORDS)
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=25
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=15
 )
 
 
@@ -78,18 +80,21 @@ def check(recipe: Recipe) -> None:
     assert None not in places
 
 
+@UNTIMED
 @given(VALUES)
 def test_any_value_as_a_recipe(value: object) -> None:
     """Any tree of values is read, in either form."""
     check(read_recipe(FILE, text=yaml.safe_dump(value)))
 
 
+@UNTIMED
 @given(st.dictionaries(st.sampled_from(sorted(NATIVE_FIELDS)), VALUES), st.dictionaries(KEYS, st.sampled_from(WORDS)))
 def test_any_native_recipe(parts: dict[str, object], overrides: dict[str, str]) -> None:
     """Any values under a native recipe's fields are read, with any overrides."""
     check(read_recipe(FILE, overrides, text=yaml.safe_dump({"mergeflow": 1, **parts})))
 
 
+@UNTIMED
 @given(
     st.dictionaries(
         st.sampled_from(["a", "b", "skills"]), st.dictionaries(st.sampled_from(sorted(STEP_FIELDS)), VALUES)
@@ -100,14 +105,15 @@ def test_any_steps(steps: dict[str, object]) -> None:
     check(read_recipe(FILE, text=yaml.safe_dump({"mergeflow": 1, "vars": {"a": 1}, "steps": steps})))
 
 
+@UNTIMED
 @given(st.text(st.sampled_from(" \n\t-:[]{},&*!|>'\"%@`#?~<a1.$x"), max_size=80))
 def test_any_text(text: str) -> None:
     """Any text is read."""
     check(read_recipe(FILE, text=text))
 
 
+@UNTIMED
 @given(st.sampled_from([DESIGN, MERGEKIT]), st.randoms(use_true_random=False))
-@settings(max_examples=200)
 def test_damaged_recipes(text: str, chance: random.Random) -> None:
     """A recipe with characters or lines removed, doubled, swapped or inserted is read."""
     check(read_recipe(FILE, {"density": "0.1"}, text=damage(text, chance)))
@@ -124,6 +130,7 @@ def damage(text: str, chance: random.Random) -> str:
     return text
 
 
+@UNTIMED
 @given(st.binary(max_size=60))
 def test_any_override(content: bytes) -> None:
     """Any text after `--set density=` is read."""

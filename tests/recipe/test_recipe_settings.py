@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -14,6 +14,7 @@ from mergeflow.errors import Position
 from mergeflow.recipe.records import Branch, Scalar, Setting
 from mergeflow.recipe.settings import Kind, SettingError, convert, evaluate, interpolate
 
+UNTIMED = settings(deadline=None)
 PLACE = Position("f", 3, 4)
 LAYERS = (0.0, 0.5, 1.0)
 
@@ -87,6 +88,7 @@ class TestConversion:
             convert(value, kind)
         assert message in str(caught.value)
 
+    @UNTIMED
     @given(
         st.sampled_from(["float", "int", "bool", "string"]),
         st.booleans()
@@ -151,6 +153,7 @@ class TestGradients:
         with pytest.raises(SettingError, match="'x' is not a number"):
             evaluate(setting(((1, "x"), None)), "float", "w", 0.0)
 
+    @UNTIMED
     @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=6), st.floats(0, 1))
     def test_is_the_formula(self, values: list[float], t: float) -> None:
         """(1 - f) g[i] + f g[j] with s = t (k - 1), i = trunc(s), f = s - i, j = min(k - 1, i + 1)."""
@@ -159,12 +162,14 @@ class TestGradients:
         expected = (1 - (s - i)) * values[i] + (s - i) * values[min(len(values) - 1, i + 1)]
         assert interpolate(tuple(values), "float", t) == expected
 
+    @UNTIMED
     @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6))
     def test_ends_are_the_ends(self, values: list[float]) -> None:
         """The first layer has the first value, the last one the last."""
         assert interpolate(tuple(values), "float", 0.0) == values[0]
         assert interpolate(tuple(values), "float", 1.0) == values[-1]
 
+    @UNTIMED
     @given(st.lists(st.booleans(), min_size=1, max_size=6), st.floats(0, 1))
     def test_booleans_are_never_mixed(self, values: list[bool], t: float) -> None:
         """A stepping gradient gives one of its own elements."""

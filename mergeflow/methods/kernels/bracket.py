@@ -75,18 +75,18 @@ def around_rank(sample: Magnitudes, share: float, widening: float = 1.0) -> Inte
         widening: factor of the interval's width in ranks, for when the first guess missed.
     """
     size = len(sample)
-    rank = share * size
-    expected = min(max(round(rank), 1), size)
-    middle = float(np.partition(sample, size - expected)[size - expected])
-    margin = widening * (STANDARD_ERRORS * _standard_error(sample, middle, share) + 2.0)
+    sample = np.fmin(sample, np.inf)  # a NaN counts as infinite
+    ordered = np.sort(sample)[::-1]  # faster here than two partitions
 
+    def at(rank: int) -> float:
+        return float(ordered[min(max(rank, 1), size) - 1])
+
+    rank = share * size
+    margin = widening * (STANDARD_ERRORS * _standard_error(sample, at(round(rank)), share) + 2.0)
     upper, lower = math.floor(rank - margin), math.ceil(rank + margin)
-    ends = sorted({size - min(max(place, 1), size) for place in (upper, lower)})
-    ordered = np.partition(sample, ends)
-    everything = Interval.everything(sample.dtype)
-    first = everything.first if lower > size else _bits(float(ordered[ends[0]]), sample.dtype)
-    last = everything.last if upper < 1 else _bits(float(ordered[ends[-1]]), sample.dtype)
-    return Interval(min(first, everything.last), min(last, everything.last), sample.dtype)
+    high = math.inf if upper < 1 else at(upper)
+    low = 0.0 if lower > size else at(lower)
+    return Interval(_bits(low, sample.dtype), _bits(high, sample.dtype), sample.dtype)
 
 
 def _standard_error(sample: Magnitudes, magnitude: float, share: float) -> float:
@@ -96,8 +96,9 @@ def _standard_error(sample: Magnitudes, magnitude: float, share: float) -> float
     length = size // PARTS
     if length == 0:
         return independent
-    parts = sample[: length * PARTS].reshape(PARTS, length) >= magnitude  # (PARTS, length)
-    between = float(np.std(np.count_nonzero(parts, axis=1))) * math.sqrt(PARTS)
+    reached = sample[: length * PARTS] >= magnitude
+    counts = [np.count_nonzero(part) for part in np.split(reached, PARTS)]
+    between = float(np.std(counts)) * math.sqrt(PARTS)
     return max(independent, between)
 
 

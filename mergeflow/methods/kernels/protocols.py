@@ -35,9 +35,9 @@ Scratch = Callable[[int], "Tensor"]
 # what is summed or counted per piece of the tensor does not depend on how the tensor was cut into blocks.
 SUM_BLOCK = 65536
 
-# Enough to bracket an order statistic to about 2 % of the elements; a sixteenth of a small tensor is enough for it.
+# Enough to bracket an order statistic to about 2 % of the elements. A smaller tensor is worth a smaller sample.
 LARGEST_SAMPLE = 65536
-SAMPLED_SHARE = 16
+SAMPLED_SHARE = 64
 
 
 class PointwiseKernel(Protocol):

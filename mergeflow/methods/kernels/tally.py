@@ -32,6 +32,39 @@ class Place:
     equal: Mapping[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Some magnitudes compared with a bracket [low, high].
+
+    Args:
+        above: how many are larger than high, NaN included.
+        at_high: how many equal high.
+        at_low: how many equal low; 0 when low is high.
+        inside: those strictly between low and high, in order.
+    """
+
+    above: int
+    at_high: int
+    at_low: int
+    inside: Magnitudes
+
+
+def compare(magnitudes: Magnitudes, low: float, high: float) -> Counts:
+    """Compares magnitudes (n,) in memory with a bracket: four comparisons, whatever the values are."""
+    to_high = magnitudes <= high
+    up_to_high = int(np.count_nonzero(to_high))
+    below_high = np.less(magnitudes, high, out=to_high)
+    at_high = up_to_high - int(np.count_nonzero(below_high))
+    above = len(magnitudes) - up_to_high
+    if low == high:
+        return Counts(above, at_high, 0, magnitudes[:0])
+
+    to_low = magnitudes <= low
+    inside = np.compress(below_high ^ to_low, magnitudes)
+    at_low = int(np.count_nonzero(to_low)) - int(np.count_nonzero(np.less(magnitudes, low, out=to_low)))
+    return Counts(above, at_high, at_low, inside)
+
+
 Outcome = Place | Literal["above", "below"]
 
 
@@ -53,19 +86,13 @@ class Tally:
         """Whether more is held than should be, so that `narrow` is due."""
         return self._held > self._limit
 
-    def add(self, piece: int, above: int, equal: int, members: Magnitudes) -> None:
-        """Counts one piece.
-
-        Args:
-            above: the number of elements above the bracket, NaN included.
-            equal: the number of elements in the bracket, when its ends are equal.
-            members: the elements in the bracket, in order, when its ends differ.
-        """
-        self._above += above
-        if self.low == self.high:
-            self._at_high[piece] = equal
-        else:
-            self._sort_in(piece, members)
+    def add(self, piece: int, counts: Counts) -> None:
+        """Counts one piece, compared with this bracket."""
+        self._above += counts.above
+        self._at_high[piece] = counts.at_high
+        self._at_low[piece] = counts.at_low
+        self._inside[piece] = counts.inside
+        self._held += len(counts.inside)
 
     def narrow(self, seen: float, rank: int) -> None:
         """Makes the bracket so narrow that half the limit is held, around where the order statistic should lie.
@@ -82,10 +109,8 @@ class Tally:
 
         self._above += sum(self._at_high.values())
         held, self._inside, self._held = self._inside, {}, 0
-        self._at_high, self._at_low = {}, {}
         for piece, members in held.items():
-            self._above += int(np.count_nonzero(members > self.high))
-            self._sort_in(piece, members[(members >= self.low) & (members <= self.high)])
+            self.add(piece, compare(members, self.low, self.high))
 
     def locate(self, rank: int) -> Outcome:
         """Where the `rank`-th largest element is, after a whole pass: found, or on which side of the bracket."""
@@ -101,17 +126,6 @@ class Tally:
             return self._select(rank)
         rank -= self._held
         return Place(self.low, rank, self._at_low) if rank <= sum(self._at_low.values()) else "below"
-
-    def _sort_in(self, piece: int, members: Magnitudes) -> None:
-        """Counts the members that equal an end of the bracket, holds the others."""
-        at_high = self._at_high[piece] = int(np.count_nonzero(members == self.high))
-        if self.low == self.high:
-            return
-        at_low = self._at_low[piece] = int(np.count_nonzero(members == self.low))
-        if at_high or at_low:
-            members = members[(members > self.low) & (members < self.high)]
-        self._inside[piece] = members
-        self._held += len(members)
 
     def _select(self, rank: int) -> Place:
         """The `rank`-th largest of what is held."""
