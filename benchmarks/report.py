@@ -18,9 +18,10 @@ PAGE = ROOT / "docs" / "performance.md"
 INTRODUCTION = """\
 # Performance
 
-Made by `make bench` from `benchmarks/results/1.1b.json`; do not edit. The models are synthetic Llamas of 1.1B parameters
-in bfloat16 (`benchmarks/checkpoints.py`), a base and three fine-tunes. Their files are in the page cache, as they
-are for the peer. `linear` and `slerp` merge two of them; `ties` merges the three fine-tunes over their base, density 0.5.
+Made by `make bench` from `benchmarks/results/1.1b.json`; do not edit. The models are synthetic Llamas of 1.1B
+parameters in bfloat16 (`benchmarks/checkpoints.py`), a base and three fine-tunes. Their files are in the page cache, as
+they are for the peer. `linear` and `slerp` merge two of them; `ties` merges the three fine-tunes over their base, at
+density 0.5.
 """
 
 NOT_YET = "\nNothing has been measured yet.\n"
@@ -104,7 +105,7 @@ def merge_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return (
         "## One merge\n\n"
         "The first run reads every input twice: once for its digest, which is remembered for every later run on the "
-        "machine, and once to merge. `digests known` is what the same merge costs from then on, with an empty cache.\n\n"
+        "machine, and once to merge. `digests known` is what the same merge costs from then on, the cache empty.\n\n"
         + table([*head, "peak memory: mergekit", "mergeflow"], lines)
     )
 
@@ -139,8 +140,8 @@ def again_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     head = ["run", "seconds", "tensors computed", "statistics computed", "read", "written"]
     return (
         "## The second run\n\n"
-        "A recipe of five steps: three task vectors, TIES over them, a slerp of the result with the base. Statistics are "
-        "the thresholds of TIES and the cosines of slerp.\n\n" + table(head, lines) + "\n" + " ".join(looks) + "\n"
+        "A recipe of five steps: three task vectors, TIES over them, a slerp of the result with the base. Statistics "
+        "are the thresholds of TIES and the cosines of slerp.\n\n" + table(head, lines) + "\n" + " ".join(looks) + "\n"
     )
 
 

@@ -6,10 +6,15 @@ fails, or the user interrupts, tasks that have started stop at their next block 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 from mergeflow.errors import RunError
 from mergeflow.execute.events import BytesMoved, Listener
@@ -17,6 +22,9 @@ from mergeflow.execute.records import Settings, TaskResult
 from mergeflow.graph.tasks import Task
 
 Finished = Callable[[TaskResult], None]
+
+# How long a failed run waits for tasks on a cluster to notice, at most: a worker may hang.
+STOP_SECONDS = 60.0
 
 
 class Stopped(Exception):
@@ -57,10 +65,13 @@ class ThreadScheduler:
             return task.name
 
         graph = {task.name: DaskTask(task.name, work, task) for task in tasks}
-        try:
-            dask.threaded.get(graph, list(graph), num_workers=self.threads)
-        finally:
-            stop.set()
+        # A pool of our own, because leaving it waits for tasks that still run: none of them may write into an output,
+        # or complete a shard of it, that the run has given up and another one has begun anew.
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                dask.threaded.get(graph, list(graph), pool=pool)
+            finally:
+                stop.set()
 
 
 class ClusterScheduler:
@@ -97,22 +108,65 @@ class ProcessScheduler:
 def _run_on(client: object, tasks: Sequence[Task], settings: Settings, emit: Listener, finished: Finished) -> None:
     from distributed import Client, as_completed
 
-    from mergeflow.execute.task import run_task
-
     assert isinstance(client, Client)
     resources = {"GPU": 1} if settings.device.startswith("cuda") else None
+    stop = os.path.join(settings.scratch, f"stop-{uuid4().hex}")
     # Higher priorities run first: tasks run in the order of the output, and shards complete one by one.
     futures = [
-        client.submit(run_task, task, settings, pure=False, resources=resources, priority=-number)
+        client.submit(run_until_stopped, task, settings, stop, pure=False, resources=resources, priority=-number)
         for number, task in enumerate(tasks)
     ]
     try:
-        for future in as_completed(futures):
-            result = future.result()
+        for future in as_completed(futures, loop=client.loop):
+            with _lost_workers_reported():
+                result = future.result()
+            future.release()  # else the cluster would run the task again when a worker that holds its result dies
             emit(BytesMoved(result.read, result.written))
             finished(result)
-    finally:
-        client.cancel(futures, force=True)
+    except BaseException:
+        _stop(client, futures, stop)
+        raise
+
+
+def run_until_stopped(task: Task, settings: Settings, stop: str) -> TaskResult:
+    """What a worker is asked to do: `run_task`, ending at the next block once there is a file called `stop`."""
+    from mergeflow.execute.task import run_task
+
+    def moved(read: int, written: int) -> None:
+        if os.path.exists(stop):
+            raise Stopped
+
+    moved(0, 0)
+    return run_task(task, settings, moved)
+
+
+def _stop(client: object, futures: Sequence[object], stop: str) -> None:
+    """End a run that failed: no task starts any more, and those that run have ended when this returns.
+
+    Cancelling alone would leave them running on their workers, where they could find the files of the next run.
+    """
+    from distributed import Client, Future, wait
+
+    assert isinstance(client, Client)
+    with contextlib.suppress(Exception):  # the scheduler, or the disk, may be what failed
+        Path(stop).touch()
+        started = {key for keys in client.processing().values() for key in keys}
+        unfinished = [future for future in futures if isinstance(future, Future) and not future.done()]
+        client.cancel([future for future in unfinished if future.key not in started], force=True)
+        wait([future for future in unfinished if future.key in started], timeout=STOP_SECONDS)
+
+
+@contextmanager
+def _lost_workers_reported() -> Iterator[None]:
+    """Turn what Dask raises when it cannot bring a task to its end into a RunError."""
+    from distributed import CancelledError, KilledWorker
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise RunError(f"{error.task} was given up: every worker that ran it died; are they short of memory?") from error
+    except CancelledError as error:
+        raise RunError("the Dask scheduler was lost, or somebody cancelled the run on it; run again") from error
 
 
 @contextmanager

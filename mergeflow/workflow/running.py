@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mergeflow.cache.store import Cache
 from mergeflow.errors import CorruptEntry, RunError
 from mergeflow.execute.events import Event, Listener, PhaseFinished, PhaseStarted, TensorsDone, Warned
 from mergeflow.execute.records import Settings, TaskResult
@@ -23,10 +24,8 @@ from mergeflow.execute.schedule import Scheduler, make_scheduler
 from mergeflow.graph.history import describe_steps
 from mergeflow.graph.plan import Fate, Plan, make_plan
 from mergeflow.graph.values import Compiled
-from mergeflow.output.compare import ShardWork
-from mergeflow.output.layout import Shard
 from mergeflow.output.publish import Published, publish
-from mergeflow.output.staging import Staging, complete_shard, copy_unchanged, open_staging
+from mergeflow.output.staging import Staging, complete_shard, open_staging
 from mergeflow.recipe.records import Recipe
 from mergeflow.workflow.destination import Destination, destinations, require_folders, targets
 from mergeflow.workflow.files import lock_of, new_files
@@ -35,6 +34,7 @@ from mergeflow.workflow.models import check, compile_from_headers, compile_with_
 from mergeflow.workflow.options import Options
 from mergeflow.workflow.planning import budget, look_up, read_records
 from mergeflow.workflow.report import ByteCounts, OutputReport, RunReport, TensorCounts
+from mergeflow.workflow.shards import OpenShards
 
 # A run that keeps finding damaged entries has a broken disk, not a damaged cache.
 MOST_RESTARTS = 100
@@ -59,6 +59,8 @@ def run_recipe(recipe: Recipe, out: Path | None, options: Options, listen: Liste
     compiled = compile_with_digests(recipe, headers, options, run.hear, read_weights=True)
     run.warn(check(compiled, strict=options.strict))
     found = destinations(recipe, compiled, out)
+    if options.cache is not None:
+        Cache(options.cache).sweep()
     with ExitStack() as stack:
         stagings = [stack.enter_context(_stage(destination)) for destination in found]
         for attempt in range(MOST_RESTARTS):
@@ -112,7 +114,7 @@ class _Run:
         self, compiled: Compiled, found: Sequence[Destination], stagings: Sequence[Staging], scheduler: Scheduler
     ) -> None:
         """Bring every tensor of every incomplete shard to its place, completing shards as their last one arrives."""
-        shards = _OpenShards({destination.step: staging for destination, staging in zip(found, stagings, strict=True)})
+        shards = OpenShards({destination.step: staging for destination, staging in zip(found, stagings, strict=True)})
         wanted = [
             target
             for destination, staging in zip(found, stagings, strict=True)
@@ -136,7 +138,7 @@ class _Run:
             if plan.tasks:
                 scheduler.run(plan.tasks, settings, self.hear, self._finished(shards))
 
-    def _finished(self, shards: _OpenShards) -> Callable[[TaskResult], None]:
+    def _finished(self, shards: OpenShards) -> Callable[[TaskResult], None]:
         guard = threading.Lock()
 
         def finished(result: TaskResult) -> None:
@@ -152,8 +154,6 @@ class _Run:
 
     def drop(self, error: CorruptEntry, *, last: bool) -> None:
         """Forget a damaged cache entry, so that its value is computed again."""
-        from mergeflow.cache.store import Cache
-
         if last or self.options.cache is None:
             raise RunError(f"{error}; the cache keeps failing: look at its disk, or run with --no-cache") from error
         self.hear(Warned(f"{error}; it is computed again"))
@@ -222,61 +222,6 @@ class _Run:
             },
             warnings=tuple(self.warnings),
         )
-
-
-class _OpenShards:
-    """Which tensors each shard still waits for."""
-
-    def __init__(self, stagings: dict[str, Staging]) -> None:
-        self._stagings = stagings
-        self._works: dict[str, list[ShardWork]] = {
-            step: [work for work in staging.works if not _is_complete(staging, work.shard)]
-            for step, staging in stagings.items()
-        }
-        self._waiting: dict[tuple[str, str], set[str]] = {
-            (step, work.shard.file): {place.tensor.name for place in work.places}
-            for step, works in self._works.items()
-            for work in works
-        }
-        self._shard_of = {
-            (step, place.tensor.name): work.shard
-            for step, works in self._works.items()
-            for work in works
-            for place in work.places
-        }
-
-    def works(self, step: str) -> list[ShardWork]:
-        """The shards of an output that are not complete yet."""
-        return self._works[step]
-
-    def copy_unchanged(self) -> None:
-        """Copy the tensors that the earlier output has unchanged; complete the shards that waited for nothing else."""
-        for step, works in self._works.items():
-            for work in works:
-                copied = [place for place in work.places if place.copy_from is not None]
-                for place in copied:
-                    copy_unchanged(place)
-                for staging, shard in self.arrived([(step, place.tensor.name) for place in copied]):
-                    complete_shard(staging, shard)
-                if work.state == "rebuilt" and not work.places:
-                    complete_shard(self._stagings[step], work.shard)
-
-    def arrived(self, tensors: Sequence[tuple[str, str]]) -> list[tuple[Staging, Shard]]:
-        """Note that tensors are in their places; returns the shards that are complete by that."""
-        complete = []
-        for step, name in tensors:
-            shard = self._shard_of[step, name]
-            waiting = self._waiting[step, shard.file]
-            waiting.discard(name)
-            if not waiting:
-                complete.append((self._stagings[step], shard))
-        return complete
-
-
-def _is_complete(staging: Staging, shard: Shard) -> bool:
-    """A shard that needs no work, or that an earlier attempt of this run has completed."""
-    work = next(work for work in staging.works if work.shard.file == shard.file)
-    return work.state != "rebuilt" or (staging.next / shard.file).exists()
 
 
 @contextmanager

@@ -6,16 +6,21 @@ for every n until a run gets through.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from output_builders import (
+    LOCK,
+    ExchangelessDisk,
     FailingDisk,
     FailingExchangelessDisk,
+    WatchedDisk,
     expected_tensors,
     read_tensors,
     snapshot,
@@ -126,3 +131,54 @@ def test_killed_at_any_operation(tmp_path: Path, swap: str, earlier: str) -> Non
     assert set(report["after_rerun"]) == {"new"}
     assert report["leftovers"] == []
     assert report["rebuilt_twice"] <= 1
+
+
+@pytest.mark.parametrize("failures", [2, 99])
+def test_an_earlier_output_set_aside_is_never_removed(tmp_path: Path, failures: int) -> None:
+    """Both renames and the way back fail: the old output is put back as soon as that works, and never thrown away."""
+    folder = tmp_path / "model"
+    write_model(folder, OLD)
+    (folder / "notes.txt").write_text("mine")
+    old = snapshot(folder)
+    attempts = []
+
+    class StuckDisk(ExchangelessDisk):
+        def rename(self, source: Path, path: Path) -> None:
+            if path == folder:
+                attempts.append(source)
+                if len(attempts) <= failures:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().rename(source, path)
+
+    reworded = replace(LOCK, recipe="# nothing but the words changed\n")
+    with pytest.raises(RunError, match="Input/output error"):
+        write_model(folder, OLD, lock=reworded, disk=StuckDisk())
+    assert snapshot(folder) == (old if failures == 2 else {})
+
+    write_model(folder, OLD, lock=reworded)
+    assert {**snapshot(folder), "mergeflow.lock.json": b""} == {**old, "mergeflow.lock.json": b""}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_everything_is_on_the_disk_before_it_is_shown(tmp_path: Path) -> None:
+    """A shard is synced before it has its name, files, lock and folder before the swap, the parent after it."""
+    operations: list[tuple[str, str]] = []
+
+    def note(count: int, operation: str, arguments: tuple[object, ...]) -> None:
+        operations.append((operation, Path(str(arguments[0])).name))
+
+    write_model(tmp_path / "model", OLD, limit=0)
+    write_model(tmp_path / "model", NEW, limit=0, disk=WatchedDisk(note))
+
+    synced = [name for operation, name in operations if operation == "sync"]
+    assert synced[0] == "model.safetensors.partial"
+    assert sorted(synced[1:4]) == ["README.md", "config.json", "config.json"]
+    assert synced[4:] == ["mergeflow.lock.json", "next", tmp_path.name]
+    steps = [
+        ("sync", synced[0]),
+        ("rename", synced[0]),
+        ("sync", "next"),
+        ("exchange", "next"),
+        ("sync", tmp_path.name),
+    ]
+    assert sorted(steps, key=operations.index) == steps

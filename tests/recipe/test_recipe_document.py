@@ -211,8 +211,9 @@ class TestLimits:
 
     def test_nesting_within_the_limit(self) -> None:
         """What nests as deep as allowed is read."""
-        depth = document.DEEPEST
+        depth = document.DEEPEST + 1
         assert parse("[" * depth + "]" * depth, "f").problems == ()
+        assert refusal("[" * (depth + 1) + "]" * (depth + 1))[1] == (1, depth + 1)
 
     @pytest.mark.parametrize(
         "shape", ["[{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]", "{{x: {0}, y: {0}, z: {0}}}"]

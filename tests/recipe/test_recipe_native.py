@@ -343,6 +343,16 @@ class TestCycles:
         recipe = read(self.recipe_of(a="b", b="a", c="d", d="c", e="a"))
         assert messages(recipe) == ["steps form a cycle: a -> b -> a", "steps form a cycle: c -> d -> c"]
 
+    def test_cycles_that_share_a_step_are_one_error(self) -> None:
+        """a -> b -> a and a -> c -> a are one tangle: the first way round is named."""
+        text = self.recipe_of(a="b", b="a", c="a").replace("[{model: b}]", "[{model: b}, {model: c}]")
+        assert messages(read(text)) == ["steps form a cycle: a -> b -> a"]
+
+    def test_a_cycle_makes_no_other_noise(self) -> None:
+        """Steps of a cycle that no output uses are reported for the cycle alone."""
+        recipe = read(self.recipe_of(a="b", b="a", c="./m") + "outputs: {c: }\n")
+        assert len(recipe.problems) == 1
+
     def test_a_base_can_close_a_cycle(self) -> None:
         """A cycle through a base points at the base."""
         text = "mergeflow: 1\nsteps:\n  a: {merge_method: l, base_model: b, models: [{model: ./m}]}\n"

@@ -97,6 +97,12 @@ class TestUnmatchedFilters:
         assert problem.message.startswith("the filter 'attn.q' is never reached")
         assert problem.path == "steps.only.parameters.p[1].filter"
 
+    def test_a_catch_all_may_be_idle(self) -> None:
+        """A last value for every other tensor is no mistake where there is no other tensor."""
+        for last in ("{value: 2}", "{filter: '*', value: 2}"):
+            chosen = step(shared=f"{{p: [{{filter: e, value: 1}}, {last}]}}")
+            assert unmatched_filters(chosen, ["embed", "layers"]) == []
+
     def test_no_tensors(self) -> None:
         """Where there is no tensor, every filter is idle, and none fails."""
         assert len(unmatched_filters(step(shared="{p: {filter: x, value: 1}}"), [])) == 1

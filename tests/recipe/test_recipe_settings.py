@@ -124,6 +124,7 @@ class TestGradients:
             ("float", (True, False), (1.0, 0.5, 0.0)),
             ("float", ("1", "3"), (1.0, 2.0, 3.0)),
             ("float", (0.7,), (0.7, 0.7, 0.7)),
+            ("float", ("inf",), (math.inf, math.inf, math.inf)),
             ("float", (), (None, None, None)),
             ("int", (1, 3), (1, 2, 3)),
             ("int", (4,), (4, 4, 4)),
