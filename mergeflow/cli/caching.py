@@ -8,9 +8,10 @@ from pathlib import Path
 
 import typer
 
-from mergeflow.cache.care import clear, entries, usage
+from mergeflow.cache.care import Usage, clear, entries, usage
 from mergeflow.cache.store import Cache
-from mergeflow.cli.units import size_text
+from mergeflow.cli.console import print_json, print_text
+from mergeflow.cli.units import counted, size_text
 
 
 def list_entries(folder: Path, *, as_json: bool) -> None:
@@ -19,22 +20,22 @@ def list_entries(folder: Path, *, as_json: bool) -> None:
         operation = str(entry.about.get("op", "?"))
         if as_json:
             line = {"key": entry.key, "kind": entry.kind, "op": operation, "bytes": entry.nbytes}
-            typer.echo(json.dumps(line))
+            print_text(json.dumps(line))
         else:
-            typer.echo(f"{entry.key}  {entry.kind:6}  {operation:14}  {size_text(entry.nbytes)}")
+            print_text(f"{entry.key}  {entry.kind:6}  {operation:14}  {size_text(entry.nbytes)}")
 
 
 def show_usage(folder: Path, *, as_json: bool) -> None:
     """Counts and bytes."""
     used = usage(Cache(folder))
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), **asdict(used)}, indent=2))
+        print_json({"folder": str(folder), **asdict(used)})
         return
-    typer.echo(f"{folder}")
-    typer.echo(f"{used.tensors} tensors, {size_text(used.tensor_bytes)}")
-    typer.echo(f"{used.records} statistics, {size_text(used.record_bytes)}")
+    print_text(str(folder))
+    print_text(f"{counted(used.tensors, 'tensor')}, {size_text(used.tensor_bytes)}")
+    print_text(f"{counted(used.records, 'statistic')}, {size_text(used.record_bytes)}")
     if used.damaged:
-        typer.echo(f"{used.damaged} damaged entries, which count as missing")
+        print_text(f"{used.damaged} damaged, which count as missing")
 
 
 def clear_entries(folder: Path, *, ask: bool) -> None:
@@ -42,6 +43,11 @@ def clear_entries(folder: Path, *, ask: bool) -> None:
     store = Cache(folder)
     if ask:
         used = usage(store)
-        typer.confirm(f"remove {used.entries} entries ({size_text(used.nbytes)}) from {folder}?", abort=True)
+        if used.entries or used.damaged:
+            typer.confirm(f"remove {_entries(used)} ({size_text(used.nbytes)}) from {folder}?", abort=True)
     removed = clear(store)
-    typer.echo(f"removed {removed.entries} entries, {size_text(removed.nbytes)}")
+    print_text(f"removed {_entries(removed)}, {size_text(removed.nbytes)}")
+
+
+def _entries(used: Usage) -> str:
+    return "1 entry" if used.entries == 1 else f"{used.entries} entries"

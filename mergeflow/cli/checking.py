@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
-
-from mergeflow.cli.console import show_problems, stdout
+from mergeflow.cli.console import plain, show_problems, stdout
+from mergeflow.cli.units import counted
 from mergeflow.graph.values import Compiled
 
 
@@ -15,8 +14,9 @@ def show_verdict(recipe: Path, compiled: Compiled, *, failed: bool) -> None:
     show_problems(compiled.problems)
     if failed:
         return
-    made = ", ".join(f"{output.output.step} ({len(output.tensors)} tensors)" for output in compiled.outputs)
-    stdout().print(f"[green]{escape(str(recipe))} is valid[/]: {len(compiled.results)} steps, makes {escape(made)}")
+    made = ", ".join(f"{output.output.step} ({counted(len(output.tensors), 'tensor')})" for output in compiled.outputs)
+    steps = counted(len(compiled.results), "step")
+    stdout().print(f"[green]{plain(recipe)} is valid[/]: {steps}, makes {plain(made)}")
 
 
 def problems_json(compiled: Compiled) -> dict[str, object]:

@@ -1,26 +1,107 @@
 """Where the command line writes: results to stdout, everything else to stderr, colour only where it is wanted.
 
-rich leaves colour out when the stream is not a terminal or ``NO_COLOR`` is set.
+rich leaves colour out when the stream is not a terminal or ``NO_COLOR`` is set. Its other ideas of text are kept from
+what we did not write: ``[words]`` in a path are no markup, ``:100:`` in ``recipe.yaml:100:3`` is no emoji, a name out
+of a stranger's file sends nothing to the terminal but letters (`plain`), and a table that a program reads is not
+squeezed into 80 columns.
+
+A reader that has gone (``mergeflow plan recipe.yaml | head -1``) is no failure: what is left to say is dropped, and the
+exit code is that of the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import IO, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
 
-from mergeflow.errors import MergeflowError, Problem, RecipeError
+from mergeflow.errors import MergeflowError, Problem, RecipeError, RunError
+
+# Wider than any table of ours: what a program reads (or a file keeps) is not wrapped.
+WIDE = 1000
+
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {9: "\\t", 10: "\\n", 13: "\\r"}
+
+
+class Output:
+    """A stream whose reader may go away: from then on what is written to it is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = self._stream.encoding
+                self._stream.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self._lead_nowhere()
+        except OSError as error:
+            self._lead_nowhere()
+            raise RunError(f"cannot write the output: {error.strerror or error}") from error
+
+    def _lead_nowhere(self) -> None:
+        """Python writes what is left once more at its end, which must not fail again."""
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
 def stdout() -> Console:
-    """For results. Long lines are not wrapped when a program reads them."""
-    return Console(highlight=False, soft_wrap=True)
+    """For results."""
+    return _console(sys.stdout)
 
 
 def stderr() -> Console:
     """For errors, warnings and progress."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _console(sys.stderr)
+
+
+def print_text(text: str) -> None:
+    """Text on stdout as it is."""
+    if sys.stdout is not None:  # it may have been closed before we started
+        output = Output(sys.stdout)
+        output.write(text + "\n")
+        output.flush()
+
+
+def print_json(value: object) -> None:
+    """Plain data on stdout, as JSON."""
+    print_text(json.dumps(value, indent=2))
+
+
+def plain(text: object) -> str:
+    """`text` so that rich prints exactly it: no markup, and control characters as escapes, on one line."""
+    whole = str(text).translate(_ESCAPES).encode("utf-8", errors="backslashreplace").decode("utf-8")
+    return escape(whole)
 
 
 def show_error(error: MergeflowError) -> None:
@@ -28,7 +109,7 @@ def show_error(error: MergeflowError) -> None:
     if isinstance(error, RecipeError):
         show_problems(error.problems)
     else:
-        stderr().print(f"[bold red]error:[/] {escape(str(error))}")
+        stderr().print(f"[bold red]error:[/] {plain(error)}")
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
@@ -38,10 +119,34 @@ def show_problems(problems: Sequence[Problem]) -> None:
         colour = "bold red" if problem.severity == "error" else "yellow"
         where = f"{problem.position}: " if problem.position else ""
         path = f"{problem.path}: " if problem.path else ""
-        console.print(f"{escape(where)}[{colour}]{problem.severity}:[/] {escape(path + problem.message)}")
+        console.print(f"{plain(where)}[{colour}]{problem.severity}:[/] {plain(path + problem.message)}")
 
 
 def show_warning(message: str) -> None:
-    """One warning on stderr; a problem's own text says where it is."""
+    """One warning on stderr, above the progress bar when one is drawn. A problem's own text says where it is."""
     text = message if "warning: " in message else f"warning: {message}"
-    stderr().print(f"[yellow]{escape(text)}[/]")
+    stderr().print(f"[yellow]{plain(text)}[/]")
+
+
+@contextlib.contextmanager
+def log_warnings_shown() -> Iterator[None]:
+    """What the rooms log as warnings is shown as such while the block runs."""
+    logger, handler = logging.getLogger("mergeflow"), _Shown(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Shown(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        show_warning(record.getMessage())
+
+
+def _console(stream: TextIO | None) -> Console:
+    file = cast("IO[str]", Output(stream)) if stream is not None else None
+    console = Console(file=file, quiet=stream is None, highlight=False, soft_wrap=True, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    return console

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from rich.markup import escape
-
-from mergeflow.cli.console import stdout
+from mergeflow.cli.console import plain, stdout
+from mergeflow.graph.formula import short
 from mergeflow.workflow.explaining import StepExplanation, TensorExplanation
 
 
@@ -15,10 +14,10 @@ def show_explanation(found: Sequence[TensorExplanation]) -> None:
     """Each tensor with the steps of its making."""
     console = stdout()
     for tensor in found:
-        console.print(f"[bold]{escape(tensor.name)}[/]  {tensor.dtype} {list(tensor.shape)}", markup=True)
+        console.print(f"[bold]{plain(tensor.name)}[/]  {tensor.dtype} {plain(list(tensor.shape))}")
         for step in tensor.steps:
-            console.print(f"  [cyan]{escape(step.step)}[/] = {escape(step.formula)}")
-            console.print(f"    {escape(_details(step))}")
+            console.print(f"  [cyan]{plain(step.step)}[/] = {plain(step.formula)}")
+            console.print(f"    {plain(_details(step))}")
 
 
 def explain_json(found: Sequence[TensorExplanation]) -> list[dict[str, object]]:
@@ -38,8 +37,5 @@ def _details(step: StepExplanation) -> str:
     return "; ".join(parts)
 
 
-def _values(values: object) -> str:
-    assert isinstance(values, dict)  # parameters by name
-    return ", ".join(
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()
-    )
+def _values(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={short(value)}" for name, value in values.items())

@@ -1,7 +1,7 @@
 """Exit codes: 0 done; 1 the recipe or its inputs are wrong; 2 usage; 3 the run failed; 130 interrupted.
 
 Nobody who makes a mistake sees a traceback. A mistake of ours is said to be one, in a line, with the traceback in a
-file (or on the screen with ``MERGEFLOW_DEBUG=1``).
+file (or on the screen with ``MERGEFLOW_DEBUG=1``). What the system refuses (a disk, memory, files) is neither.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from mergeflow.cli.console import show_error, stderr
-from mergeflow.errors import MergeflowError
+from mergeflow.cli.console import log_warnings_shown, plain, show_error, stderr
+from mergeflow.errors import MergeflowError, RunError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,32 +28,53 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            with log_warnings_shown():
+                return command(*args, **kwargs)
         except MergeflowError as error:
             show_error(error)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            stderr().print("interrupted; nothing was published, what was completed is used by the next run")
+        except KeyboardInterrupt as interrupt:
+            stderr().print("; ".join(["interrupted", *map(plain, interrupt.args)]))
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            os._exit(0)  # the reader of our output has gone: there is nobody left to tell
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
+        except (MemoryError, OSError) as error:
+            if not _is_shown(error):
+                show_error(_refusal(error))
+            raise typer.Exit(RunError.exit_code) from None
         except Exception as error:
-            _report_our_mistake(error)
-            raise typer.Exit(3) from None
+            if not _is_shown(error):
+                _report_our_mistake(error)
+            raise typer.Exit(RunError.exit_code) from None
 
     return run
 
 
+def _refusal(error: MemoryError | OSError) -> RunError:
+    """What the system would not give, where no room had a better word for it."""
+    if isinstance(error, MemoryError):
+        return RunError("not enough memory: give --memory less, or --workers 1")
+    where = f": {error.filename}" if error.filename is not None else ""
+    return RunError(f"the system reports: {error.strerror or error}{where}")
+
+
 def _report_our_mistake(error: Exception) -> None:
-    if os.environ.get("MERGEFLOW_DEBUG"):
-        traceback.print_exc()
-        return
-    with tempfile.NamedTemporaryFile("w", prefix="mergeflow-error-", suffix=".txt", delete=False) as file:
-        traceback.print_exc(file=file)
-    stderr().print(
-        f"[bold red]error:[/] this is a mistake in mergeflow, not in your recipe: {type(error).__name__}: {error}\n"
-        f"please report it with {file.name}",
-        markup=True,
-    )
+    message = f"this is a mistake in mergeflow, not in your recipe: {type(error).__name__}: {error}"
+    stderr().print(f"[bold red]error:[/] {plain(message)}\n{plain(_what_to_do(error))}")
+
+
+def _what_to_do(error: Exception) -> str:
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="mergeflow-error-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return "run it again with MERGEFLOW_DEBUG=1 to see where"
+    return f"please report it with {file.name}"
+
+
+def _is_shown(error: BaseException) -> bool:
+    """Whether the traceback is on the screen, for whoever asked for it."""
+    wanted = bool(os.environ.get("MERGEFLOW_DEBUG"))
+    if wanted:
+        stderr().print("".join(traceback.format_exception(error)), markup=False)
+    return wanted

@@ -5,12 +5,12 @@ Commands import what they need when they run, so that `validate` and `plan` star
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mergeflow.cli.console import print_json
 from mergeflow.cli.guard import guarded
 
 if TYPE_CHECKING:
@@ -31,16 +31,14 @@ app.add_typer(cache_app, name="cache")
 
 Recipe_ = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or any mergekit configuration.")]
 Out = Annotated[
-    Path | None, typer.Argument(metavar="[OUT]", help="Folder of the output; the recipe's own when left out.")
+    Path | None, typer.Argument(metavar="OUT", help="Folder of the output (default: the one the recipe names).")
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Give a variable of the recipe another value.")
 ]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--cache", metavar="DIR", help="Cache folder (default: $MERGEFLOW_CACHE, else the user's)."
-    ),
+    typer.Option("--cache", metavar="DIR", help="Cache folder (default: $MERGEFLOW_CACHE, else the user's own)."),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write a cache.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -80,21 +78,30 @@ def run(
     A second run computes only what has changed. A run that was interrupted goes on where it was. What is in the
     output's folder stays as it is until the new model is complete.
     """
+    from mergeflow.cli.reporting import check_report_place, write_report
+
+    options = _options(cache, no_cache, scheduler, workers, device, memory, strict, allow_nonfinite)
+    if report is not None:
+        check_report_place(report)
+    read = _read(recipe, set_)
+
     from mergeflow.cli.console import stdout
     from mergeflow.cli.progress import ProgressBar, only_warnings
     from mergeflow.cli.show import show_report
     from mergeflow.workflow.running import run_recipe
 
-    options = _options(cache, no_cache, scheduler, workers, device, memory, strict, allow_nonfinite)
-    read = _read(recipe, set_)
-    if quiet:
-        done = run_recipe(read, out, options, only_warnings)
-    else:
-        with ProgressBar() as progress:
-            done = run_recipe(read, out, options, progress)
-        show_report(done, stdout())
+    try:
+        if quiet:
+            done = run_recipe(read, out, options, only_warnings)
+        else:
+            with ProgressBar() as progress:
+                done = run_recipe(read, out, options, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("no output is half written, and the next run goes on from here") from None
     if report is not None:
-        _write_report(report, done.to_json())
+        write_report(report, done)
+    if not quiet:
+        show_report(done, stdout())
 
 
 @app.command(epilog="Example: mergeflow plan workflows/demo.yaml --set t=0.3")
@@ -122,7 +129,7 @@ def plan(
     options = _options(cache, no_cache, "threads", workers, "auto", memory, strict, False)
     made = plan_recipe(_read(recipe, set_), out, options, only_warnings)
     if as_json:
-        typer.echo(json.dumps(plan_json(made), indent=2))
+        print_json(plan_json(made))
     else:
         show_plan(made, stdout())
 
@@ -141,7 +148,7 @@ def validate(recipe: Recipe_, set_: Set = None, strict: Strict = False, as_json:
     compiled = compile_from_headers(_read(recipe, set_), ignore, download=False)
     failed = any(problem.severity == "error" or strict for problem in compiled.problems)
     if as_json:
-        typer.echo(json.dumps(problems_json(compiled), indent=2))
+        print_json(problems_json(compiled))
     else:
         show_verdict(recipe, compiled, failed=failed)
     raise typer.Exit(1 if failed else 0)
@@ -165,7 +172,7 @@ def explain(
     options = _options(cache, no_cache, "threads", None, "auto", None, False, False)
     found = explain_recipe(_read(recipe, set_), tensor, options, only_warnings)
     if as_json:
-        typer.echo(json.dumps(explain_json(found), indent=2))
+        print_json(explain_json(found))
     else:
         show_explanation(found)
 
@@ -180,7 +187,7 @@ def methods(
     from mergeflow.cli.methods import methods_json, show_methods
 
     if as_json:
-        typer.echo(json.dumps(methods_json(name), indent=2))
+        print_json(methods_json(name))
     else:
         show_methods(name)
 
@@ -193,7 +200,7 @@ def schema() -> None:
     from mergeflow.recipe.schema import json_schema
 
     parameters = {name: [(p.name, p.kind) for p in method.parameters] for name, method in METHODS.items()}
-    typer.echo(json.dumps(json_schema(parameters), indent=2))
+    print_json(json_schema(parameters))
 
 
 @cache_app.command("ls")
@@ -299,15 +306,6 @@ def _cache(named: Path | None) -> Path:
     return named if named is not None else default_cache(os.environ, Path.cwd())
 
 
-def _write_report(path: Path, report: dict[str, object]) -> None:
-    from mergeflow.errors import OutputError
-
-    try:
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write the report {path}: {error.strerror}") from error
-
-
 def main() -> None:
     """The entry point of the `mergeflow` command."""
-    app()
+    app(prog_name="mergeflow")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from mergeflow.cli.console import stdout
+from mergeflow.cli.console import print_text, stdout
 from mergeflow.errors import MergeflowError
+from mergeflow.graph.formula import short
 from mergeflow.methods.schema import Method, Parameter, _Required
 from mergeflow.methods.table import METHODS
 from mergeflow.recipe.nearest import did_you_mean
@@ -14,12 +15,12 @@ from mergeflow.recipe.nearest import did_you_mean
 
 def show_methods(name: str | None) -> None:
     """All methods in a table, or one of them in full."""
-    console = stdout()
     if name is not None:
-        console.print(escape(method_text(_method(name))))
+        print_text(method_text(_method(name)))
         return
+    console = stdout()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     table.add_column("what it does")
     for method in METHODS.values():
         table.add_row(method.name, escape(method.summary))
@@ -88,7 +89,7 @@ def _gives(method: Method) -> str:
 
 def _parameter_text(parameter: Parameter) -> str:
     scope = {"shared": "one value", "input": "per model", "non_base": "per model but the base"}[parameter.scope]
-    default = "required" if isinstance(parameter.default, _Required) else f"default {parameter.default}"
+    default = "required" if isinstance(parameter.default, _Required) else f"default {short(parameter.default)}"
     bounds = ""
     if parameter.minimum is not None or parameter.maximum is not None:
         low = "-inf" if parameter.minimum is None else f"{parameter.minimum:g}"

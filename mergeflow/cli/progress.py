@@ -21,9 +21,14 @@ _TITLES = {"digest": "reading inputs", "merge": "merging", "download": "download
 
 
 class ProgressBar:
-    """A listener that draws. A context manager; rich's own lock makes it safe to call from several threads."""
+    """A listener that draws on a terminal, and shows warnings wherever stderr leads.
+
+    A context manager; rich's own lock makes it safe to call from several threads.
+    """
 
     def __init__(self) -> None:
+        console = stderr()
+        self._is_drawn = console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description:>14}"),
             BarColumn(),
@@ -31,20 +36,23 @@ class ProgressBar:
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=stderr(),
+            console=console,
             transient=True,
+            disable=not self._is_drawn,
         )
         self._current: TaskID | None = None
         self._tensors = (0, 0)
 
     def __enter__(self) -> ProgressBar:
-        self._progress.start()
+        if self._is_drawn:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._is_drawn:
+            self._progress.stop()
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -63,7 +71,7 @@ class ProgressBar:
                 self._tensors = (self._tensors[0] + len(tensors), self._tensors[1])
                 self._progress.update(self._current, tensors=self._tensors_text())
             case Warned(message):
-                self._progress.console.print(message, markup=False, style="yellow")
+                show_warning(message)
             case _:
                 pass
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from mergeflow.cli.units import seconds_text, size_text
+from mergeflow.cli.console import plain
+from mergeflow.cli.units import counted, seconds_text, size_text
 from mergeflow.graph.plan import Plan, StepPlan
 from mergeflow.workflow.report import RunReport
 
@@ -17,39 +17,40 @@ def show_plan(plan: Plan, console: Console) -> None:
     """A row per step: what would run, what is known already, and why."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("step", "method"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for name in ("tensors", "compute", "cached", "unneeded"):
         table.add_column(name, justify="right")
     table.add_column("statistics known", justify="right")
     table.add_column("why")
     for step in plan.steps:
         table.add_row(
-            escape(step.name),
+            plain(step.name),
             step.method,
             str(step.tensors),
             str(step.computed),
             str(step.cached),
             str(step.tensors - step.computed - step.cached),
             f"{step.statistics_known} of {step.statistics}" if step.statistics else "-",
-            escape("; ".join(step.why)) or "nothing to do",
+            plain("; ".join(step.why)) or "nothing to do",
         )
     console.print(table)
     console.print()
     for output in plan.outputs:
+        total = counted(len(output.fates), "tensor")
         console.print(
-            f"output {escape(output.step)}: {len(output.fates)} tensors, {output.count('computed')} to compute, "
+            f"output {plain(output.step)}: {total}, {output.count('computed')} to compute, "
             f"{output.count('cached')} from the cache, {output.count('kept')} kept; "
             f"{size_text(output.bytes_written)} to write"
         )
     console.print(
         f"reads {size_text(plan.bytes_read)}, writes {size_text(plan.bytes_written)} to outputs and "
-        f"{size_text(plan.cache_bytes_written)} to the cache, in {len(plan.tasks)} tasks; "
+        f"{size_text(plan.cache_bytes_written)} to the cache, in {counted(len(plan.tasks), 'task')}; "
         f"peak memory at most {size_text(plan.peak_bytes)}"
     )
     if plan.digests_missing:
         console.print(
-            f"{plan.digests_missing} input tensors have not been read on this machine yet: the run hashes them first, "
-            "and what depends on them is counted as computed until then"
+            f"not read on this machine yet: {counted(plan.digests_missing, 'input tensor')}; a run hashes them first, "
+            "and what depends on them is counted as to compute until then"
         )
 
 
@@ -97,10 +98,11 @@ def show_report(report: RunReport, console: Console) -> None:
     """What a run did, in a few lines."""
     counts, moved = report.tensors, report.bytes
     for output in report.outputs:
-        console.print(f"[bold]{escape(output.step)}[/] -> {escape(output.path)}")
+        console.print(f"[bold]{plain(output.step)}[/] -> {plain(output.path)}")
+    total = counted(counts.total, "tensor")
     console.print(
-        f"{counts.total} tensors: {counts.computed} computed, {counts.cached} from the cache, {counts.kept} kept "
-        f"as they were; statistics: {_counts(report)}"
+        f"{total}: {counts.computed} computed, {counts.cached} from the cache, {counts.kept} kept as they were; "
+        f"statistics: {_counts(report)}"
     )
     console.print(
         f"read {size_text(moved.read)}, wrote {size_text(moved.written)}; cache: read {size_text(moved.cache_read)}, "

@@ -179,7 +179,7 @@ def _start(staging: Staging, shards: Sequence[Shard], extra_bytes: int) -> Stagi
     _keep_journal(staging, works)
 
     largest = max((work.shard.size for work in works), default=0)
-    check_room(folder, bytes_to_write(works) + extra_bytes, largest)
+    check_room(target.path.parent, bytes_to_write(works) + extra_bytes, largest)
     for work in works:
         if work.state == "rebuilt":
             disk.create_shard(folder / (work.shard.file + PARTIAL_SUFFIX), work.shard.header, work.shard.size)

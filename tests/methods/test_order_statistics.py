@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import reference_methods as reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from method_evaluation import BLOCKS, apply, gather_statistic
+from method_evaluation import BLOCKS, apply, gather_statistic, scratch_like
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from mergeflow.methods.kernels.tally import compare
 from mergeflow.methods.ops import OPS
 
 LARGE = 5 * SUM_BLOCK + 63
+Kind = Callable[[np.random.Generator, int], NDArray[np.float64]]
 
 
 def normal(generator: np.random.Generator, size: int) -> NDArray[np.float64]:
@@ -99,7 +102,9 @@ def find(tensor: Tensor, k: int, block: int | None = None, most_held: int = MOST
     dtype=st.sampled_from([torch.float32, torch.float64]),
     block=st.sampled_from([SUM_BLOCK, None]),
 )
-def test_exactly_k_survive(seed: int, kind, size: int, share: float, dtype: torch.dtype, block: int | None) -> None:  # type: ignore[no-untyped-def]
+def test_exactly_k_survive(
+    seed: int, kind: Kind, size: int, share: float, dtype: torch.dtype, block: int | None
+) -> None:
     """The record keeps the k largest, ties to the lowest index, of tensors of any size and any values."""
     tensor = torch.from_numpy(kind(np.random.default_rng(seed), size)).to(dtype)
     k = max(1, int(share * size))
@@ -110,7 +115,7 @@ def test_exactly_k_survive(seed: int, kind, size: int, share: float, dtype: torc
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [1e-5, 0.05, 0.5, 0.7, 0.999])
-def test_a_large_tensor_is_bracketed_from_a_sample(kind, share: float) -> None:  # type: ignore[no-untyped-def]
+def test_a_large_tensor_is_bracketed_from_a_sample(kind: Kind, share: float) -> None:
     """A tensor of several blocks has the same record for every block size, and it is the exact one."""
     tensor = torch.from_numpy(kind(np.random.default_rng(0), LARGE)).float()
     k = max(1, int(share * LARGE))
@@ -121,7 +126,7 @@ def test_a_large_tensor_is_bracketed_from_a_sample(kind, share: float) -> None: 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("most_held", [0, 7, 5000])
-def test_little_memory_changes_nothing(kind, most_held: int) -> None:  # type: ignore[no-untyped-def]
+def test_little_memory_changes_nothing(kind: Kind, most_held: int) -> None:
     """However little a pass may hold, the record is the same; it may take more passes."""
     tensor = torch.from_numpy(kind(np.random.default_rng(1), LARGE)).float()
     k = LARGE // 3
@@ -145,7 +150,7 @@ def feed(statistic: KthMagnitude, tensor: Tensor, whole: bool = False) -> Record
         for start in range(0, tensor.numel(), SUM_BLOCK):
             block = tensor[start : start + SUM_BLOCK]
             if whole or start in statistic.wanted:
-                statistic.update(start, [block], lambda index, block=block: torch.empty_like(block))  # type: ignore[misc]
+                statistic.update(start, [block], scratch_like(block))
         record = statistic.finish()
         if record is not None:
             return record
@@ -167,7 +172,7 @@ def test_ties_at_the_threshold_cost_one_piece_more() -> None:
     assert statistic.wanted == range(LARGE)
     for start in range(0, LARGE, SUM_BLOCK):
         block = tensor[start : start + SUM_BLOCK]
-        statistic.update(start, [block], lambda index, block=block: torch.empty_like(block))  # type: ignore[misc]
+        statistic.update(start, [block], scratch_like(block))
     assert statistic.finish() is None
     assert len(statistic.wanted) == SUM_BLOCK
     assert feed(statistic, tensor) == {"threshold": 1.0, "cut": 2 * (LARGE // 4 - 1)}
@@ -197,7 +202,7 @@ def test_k_must_be_positive() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bracket", [(0.0, np.inf), (0.5, 0.75), (0.5, 0.5), (0.0, 0.0)])
-def test_both_comparisons_count_the_same(kind, bracket: tuple[float, float]) -> None:  # type: ignore[no-untyped-def]
+def test_both_comparisons_count_the_same(kind: Kind, bracket: tuple[float, float]) -> None:
     """The comparison for other devices gives what numpy's gives."""
     magnitudes = torch.from_numpy(np.abs(kind(np.random.default_rng(4), 1000))).float()
     on_host = compare(magnitudes.numpy(), *bracket)
@@ -207,7 +212,7 @@ def test_both_comparisons_count_the_same(kind, bracket: tuple[float, float]) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trimming_keeps_what_the_record_says(kind) -> None:  # type: ignore[no-untyped-def]
+def test_trimming_keeps_what_the_record_says(kind: Kind) -> None:
     """trim leaves the k largest as they are and zeroes the rest, wherever the cut lies in the blocks."""
     tensor = torch.from_numpy(kind(np.random.default_rng(5), 3 * SUM_BLOCK)).float()
     k = tensor.numel() // 3

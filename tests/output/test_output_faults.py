@@ -182,3 +182,18 @@ def test_everything_is_on_the_disk_before_it_is_shown(tmp_path: Path) -> None:
         ("sync", tmp_path.name),
     ]
     assert sorted(steps, key=operations.index) == steps
+
+
+def test_the_run_lock_is_the_last_thing_removed(tmp_path: Path) -> None:
+    """Until all else is gone the staging folder is held: a run that starts meanwhile loses nothing to the clearing."""
+    removed: list[str] = []
+
+    def note(count: int, operation: str, arguments: tuple[object, ...]) -> None:
+        if operation.startswith("remove"):
+            removed.append(Path(str(arguments[0])).name)
+
+    write_model(tmp_path / "model", OLD)
+    write_model(tmp_path / "model", NEW, disk=WatchedDisk(note))
+    assert removed[-2:] == ["lock", ".model.mergeflow"]
+    assert removed.count("lock") == 1
+    assert {"next", "journal.jsonl"} <= set(removed[:-2])

@@ -295,6 +295,11 @@ class TestNames:
         assert messages(recipe) == []
         assert isinstance(recipe.step("final").inputs[1].source, ModelReference)
 
+    def test_a_step_is_never_meant_to_read_itself(self) -> None:
+        """A bare word near the name of the step that reads it, and no other, is a model."""
+        recipe = read(step_with("merge_method: l\nmodels: [{model: onli}]"))
+        assert recipe.problems == ()
+
     def test_the_spelled_out_form_is_never_a_name(self) -> None:
         """`{path: skills}` is the folder or hub id of that name, even where a step has it."""
         recipe = read(DESIGN.replace("{model: skills}", "{model: {path: skills}}"))
@@ -411,6 +416,12 @@ class TestOutputs:
 
 
 class TestAllAtOnce:
+    def test_each_problem_is_one_line(self) -> None:
+        """Keys and values with line breaks do not break a message in two."""
+        recipe = read('mergeflow: 1\n"a\\nb": 1\nsteps: {"c\\nd": {merge_method: l, models: [{model: "e\\n@@"}]}}')
+        assert len(recipe.problems) == 2
+        assert all("\n" not in str(problem) for problem in recipe.problems)
+
     def test_every_mistake_in_one_reading(self) -> None:
         """Mistakes of every kind are reported together, in the order of the file, each at its place."""
         text, expected = marked(
