@@ -46,6 +46,7 @@ def dask_cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
 @contextmanager
 def _process(command: str, log: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     words = [sys.executable, "-m", f"distributed.cli.{command}", "--host", "127.0.0.1", "--no-dashboard"]
+    words += ["--dashboard-address", "127.0.0.1:0"]  # a port of its own for its HTTP server too
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as file:
         running = subprocess.Popen(

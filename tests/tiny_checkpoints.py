@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 HIDDEN = 16
 
 
-def llama_tensors(seed: int, layers: int = 2, dtype: torch.dtype = torch.float32, vocab: int = 24) -> dict[str, torch.Tensor]:
+def llama_tensors(
+    seed: int, layers: int = 2, dtype: torch.dtype = torch.float32, vocab: int = 24
+) -> dict[str, torch.Tensor]:
     """Random tensors with the names and roles of a small Llama."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -35,7 +37,9 @@ def write_model(
     """Write tensors as a model folder with a config.json, in one file or in several with an index."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    stated = config if config is not None else {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": dtype}
+    stated = (
+        config if config is not None else {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": dtype}
+    )
     (folder / "config.json").write_text(json.dumps(stated))
     names = list(tensors)
     if shards == 1:

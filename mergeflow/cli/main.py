@@ -143,10 +143,10 @@ def validate(recipe: Recipe_, set_: Set = None, strict: Strict = False, as_json:
     """
     from mergeflow.cli.checking import problems_json, show_verdict
     from mergeflow.execute.events import ignore
-    from mergeflow.workflow.models import compile_from_headers
+    from mergeflow.workflow.validating import validate_recipe
 
-    compiled = compile_from_headers(_read(recipe, set_), ignore, download=False)
-    failed = any(problem.severity == "error" or strict for problem in compiled.problems)
+    compiled = validate_recipe(_read(recipe, set_), ignore, strict=strict)
+    failed = any(problem.severity == "error" for problem in compiled.problems)
     if as_json:
         print_json(problems_json(compiled))
     else:
@@ -272,7 +272,6 @@ def _options(
     strict: bool,
     allow_non_finite: bool,
 ) -> Options:
-    from mergeflow.cli.units import parse_memory
     from mergeflow.workflow.options import Options, available_cores
 
     if no_cache and cache is not None:
@@ -283,19 +282,31 @@ def _options(
         )
     if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
         raise typer.BadParameter(f"--device is auto, cpu, cuda or cuda:N, not {device!r}")
-    try:
-        limit = parse_memory(memory) if memory is not None else None
-    except ValueError as error:
-        raise typer.BadParameter(f"--memory: {error}") from error
+    tasks = workers or available_cores()
     return Options(
         cache=None if no_cache else _cache(cache),
         scheduler=scheduler,
-        workers=workers or available_cores(),
+        workers=tasks,
         device=device,
-        memory=limit,
+        memory=_memory(memory, tasks) if memory is not None else None,
         strict=strict,
         allow_non_finite=allow_non_finite,
     )
+
+
+def _memory(text: str, tasks: int) -> int:
+    from mergeflow.cli.units import counted, parse_memory, size_text
+    from mergeflow.graph.memory import least_bytes
+
+    try:
+        limit = parse_memory(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--memory: {error}") from error
+    least = least_bytes(tasks)
+    if limit < least:
+        needs = f"{counted(tasks, 'task')} at a time take {size_text(least)}"
+        raise typer.BadParameter(f"--memory {text} is too little: {needs}; give more, or fewer --workers")
+    return limit
 
 
 def _cache(named: Path | None) -> Path:

@@ -54,13 +54,12 @@ class InputFiles:
             os.posix_fadvise(descriptor, segment.offset, segment.nbytes, os.POSIX_FADV_WILLNEED)
 
     def _read_piece(self, file: FileIdentity, offset: int, out: memoryview) -> None:
-        descriptor = self._descriptor(file)
-        done = 0
-        while done < len(out):
-            count = os.preadv(descriptor, [out[done:]], offset + done)
-            if count == 0:
-                raise RunError(f"{file.path} became shorter while it was read")
-            done += count
+        try:
+            count = read_all(self._descriptor(file), offset, out)
+        except OSError as error:
+            raise RunError(f"cannot read {file.path}: {error.strerror or error}") from error
+        if count < len(out):
+            raise RunError(f"{file.path} became shorter while it was read")
 
     def _descriptor(self, file: FileIdentity) -> int:
         if file not in self._open:
@@ -150,9 +149,22 @@ class OutputFiles:
             if path not in self._open:
                 self._open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             with self._turns.of(path):
-                done = 0
-                while done < len(block):
-                    done += os.pwrite(self._open[path], block[done:], offset + done)
+                write_all(self._open[path], offset, block)
+
+
+def read_all(descriptor: int, offset: int, out: memoryview) -> int:
+    """Fill `out` with a file's bytes from `offset` on; returns how many there were. One call may bring only some."""
+    done = 0
+    while done < len(out) and (count := os.preadv(descriptor, [out[done:]], offset + done)):
+        done += count
+    return done
+
+
+def write_all(descriptor: int, offset: int, block: memoryview) -> None:
+    """Write all of `block` into a file from `offset` on. One call may write only some, as on a disk that fills up."""
+    done = 0
+    while done < len(block):
+        done += os.pwrite(descriptor, block[done:], offset + done)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from types import TracebackType
 
 import torch
 
-from mergeflow.execute.files import writing
+from mergeflow.errors import RunError
+from mergeflow.execute.files import read_all, write_all, writing
 from mergeflow.graph.memory import Keep, Storage
 
 
@@ -49,11 +50,12 @@ class KeptValues:
     def write(self, instruction: int, start: int, block: memoryview) -> None:
         """Put a block of a value into the scratch file."""
         with writing(self._folder):
-            os.pwrite(self._file, block, self._keeps[instruction].offset + start)
+            write_all(self._file, self._keeps[instruction].offset + start, block)
 
     def read(self, instruction: int, start: int, out: memoryview) -> None:
         """Get a block of a value back from the scratch file."""
-        os.preadv(self._file, [out], self._keeps[instruction].offset + start)
+        if read_all(self._file, self._keeps[instruction].offset + start, out) < len(out):
+            raise RunError(f"a scratch file in {self._folder} became shorter while it was used")
 
 
 def _unnamed_file(folder: str) -> int:

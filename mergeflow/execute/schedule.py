@@ -88,7 +88,7 @@ class ClusterScheduler:
 
         try:
             client = Client(self.address, timeout="10s", set_as_default=False)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: an address of a kind that Dask does not know
             raise RunError(f"no Dask scheduler answers at {self.address}: {error}") from error
         with client:
             _run_on(client, tasks, settings, emit, finished)
@@ -173,7 +173,11 @@ def _lost_workers_reported() -> Iterator[None]:
 def _local_cluster(workers: int) -> Iterator[str]:
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
+    # Port 0: any that is free. (None would mean the usual one, and a warning when another cluster has it.)
+    quiet = {"dashboard": False}
+    with LocalCluster(
+        n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", scheduler_kwargs=quiet
+    ) as cluster:
         yield str(cluster.scheduler_address)
 
 

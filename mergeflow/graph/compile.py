@@ -1,7 +1,9 @@
 """Recipe + checkpoints -> graph: each step, tensor by tensor, lowered to operations.
 
-Compiling reads headers only and never stops at the first mistake: a step that cannot be compiled is left out,
-steps that need it are left out silently, and everything that is wrong comes back in one list.
+Compiling reads headers only and never stops at the first mistake. What shows without a tensor is checked of every
+step, whatever is wrong elsewhere: its method, its parameters, whether its inputs are weights or deltas. A step that
+cannot be compiled is left out, steps that need it are left out silently, and everything that is wrong comes back in
+one list.
 
 Integer and boolean tensors (position ids, counters) are carried along unchanged by every method when they are
 equal in all models, and are an error when they are not.
@@ -11,22 +13,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import NoReturn
+from functools import cached_property, reduce
 
 from mergeflow.dtypes import DType, by_name, promote
-from mergeflow.errors import Problem
-from mergeflow.graph.check import check_step, find_method, operand_sources, result_type
-from mergeflow.graph.match import buffers_differ, is_buffer, names_that_differ, shapes_that_differ
+from mergeflow.errors import Position, Problem
+from mergeflow.graph.check import (
+    check_step,
+    find_method,
+    is_whole,
+    operand_sources,
+    out_of_bounds,
+    path_of,
+    result_type,
+    step_path,
+)
+from mergeflow.graph.match import buffers_differ, is_buffer, misfits
 from mergeflow.graph.nodes import Graph
 from mergeflow.graph.order import steps_in_order
 from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor, Parameters, Result, Tensor
-from mergeflow.methods.schema import Call, Method, Operand, Value, _Required
+from mergeflow.methods.schema import Call, Method, Operand, Value, ValueType, _Required
 from mergeflow.methods.schema import Parameter as Declared
 from mergeflow.models.layout import Layout, infer_layout
 from mergeflow.models.records import Checkpoint, TensorSource
-from mergeflow.recipe.records import Input, ModelReference, Output, Recipe, Source, Step
+from mergeflow.recipe.records import ModelReference, Output, Recipe, Source, Step
 from mergeflow.recipe.resolve import resolve, unmatched_filters
 from mergeflow.recipe.settings import SettingError
 
@@ -43,6 +54,8 @@ def compile_recipe(
         digests: content digests of tensors; without them nodes have no keys.
     """
     work = _Compilation(recipe, checkpoints, Graph(digests or {}))
+    for step in recipe.steps:
+        work.check(step)
     for step in steps_in_order(recipe.steps):
         result = work.step(step)
         if result is not None:
@@ -57,28 +70,74 @@ class _Stop(Exception):
 
 
 @dataclass
+class _Fault:
+    """What is wrong with a field of a step, and for which tensors."""
+
+    message: str
+    position: Position | None = None
+    tensors: list[str] = field(default_factory=list)
+
+
+@dataclass
 class _Compilation:
     """The state of one compilation: what has been made of the recipe so far."""
 
     recipe: Recipe
     checkpoints: Mapping[ModelReference, Checkpoint]
     graph: Graph
+    methods: dict[str, Method] = field(default_factory=dict)
+    wrong: set[str] = field(default_factory=set)
+    types: dict[str, ValueType] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
     models: dict[ModelReference, Result] = field(default_factory=dict)
+    faults: dict[str, _Fault] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+
+    @cached_property
+    def unread(self) -> frozenset[str]:
+        """The paths of what the recipe's reader could not read, and has reported."""
+        return frozenset(problem.path for problem in self.recipe.problems if problem.severity == "error")
+
+    def check(self, step: Step) -> None:
+        """Note a step's method, and whether something is wrong with it or with its parameters."""
+        form = self.recipe.form
+        method = find_method(step, form)
+        if isinstance(method, Problem):
+            self.problems.append(method)
+            return
+        self.methods[step.name] = method
+        found = list(check_step(step, method, form, self.unread))
+        self.problems += found
+        if any(problem.severity == "error" for problem in found) or not is_whole(step, method, form, self.unread):
+            self.wrong.add(step.name)
 
     def step(self, step: Step) -> Result | None:
         """The result of one step; None when it (or what it needs) has errors."""
-        method = find_method(step)
-        if isinstance(method, Problem):
-            self.problems.append(method)
-            return None
-        found = list(check_step(step, method, self.recipe.form))
-        self.problems += found
+        method = self.methods.get(step.name)
+        type_ = self._type(step, method) if method is not None else None
         inputs = {source: result for source in step.sources() if (result := self.result(source)) is not None}
-        if len(inputs) < len(step.sources()) or any(p.severity == "error" for p in found):
+        if method is None or type_ is None or len(inputs) < len(step.sources()):
             return None
-        return self._merge(step, method, inputs)
+        differences = list(misfits(self.graph, inputs))
+        self.problems += [self._problem(step, path_of(step, source), text) for source, text in differences]
+        if differences or step.name in self.wrong:
+            return None
+        return self._merge(step, method, type_, inputs)
+
+    def _type(self, step: Step, method: Method) -> ValueType | None:
+        """Whether a step gives weights or a delta; None when its inputs do not fit, or are not known."""
+        types: dict[Source, ValueType] = {}
+        for source in step.sources():
+            type_ = "weights" if isinstance(source, ModelReference) else self.types.get(source.name)
+            if type_ is None:
+                return None
+            types[source] = type_
+        found = result_type(step, method, self.recipe.form, types)
+        if isinstance(found, Problem):
+            self.problems.append(found)
+            return None
+        self.types[step.name] = found
+        return found
 
     def result(self, source: Source) -> Result | None:
         """What a source stands for: a step's result, or a checkpoint as it is."""
@@ -94,12 +153,13 @@ class _Compilation:
 
     def output(self, output: Output) -> CompiledOutput | None:
         """One model to write, its tensors cast to the dtype they are stored in."""
+        if self.types.get(output.step) == "delta":
+            message = f"{output.step} is a delta, not a model: add it to a base (task_arithmetic does) to write it"
+            path = f"outputs.{output.step}" if self.recipe.form == "native" else ""
+            self.problems.append(Problem(message, output.position, path))
+            return None
         result = self.results.get(output.step)
         if result is None:
-            return None
-        if result.type == "delta":
-            message = f"{output.step} is a delta, not a model: add it to a base (task_arithmetic does) to write it"
-            self.problems.append(Problem(message, output.position, f"outputs.{output.step}"))
             return None
         tensors = tuple(self._stored(name, tensor, output.dtype) for name, tensor in result.tensors.items())
         floats = {tensor.dtype.name for tensor in tensors if tensor.dtype.is_float}
@@ -117,31 +177,20 @@ class _Compilation:
     def _cast(self, node: int, dtype: DType) -> int:
         return node if self.graph[node].dtype == dtype else self.graph.add("cast", [node], {"dtype": dtype.name})
 
-    def _merge(self, step: Step, method: Method, inputs: Mapping[Source, Result]) -> Result | None:
-        results = list(inputs.values())
-        type_ = result_type(step, method, {source: result.type for source, result in inputs.items()})
-        if isinstance(type_, Problem):
-            self.problems.append(type_)
-            return None
-        misfits = [*names_that_differ(results), *shapes_that_differ(self.graph, results)]
-        if misfits:
-            self.problems += [_problem(step, "models", misfit) for misfit in misfits]
-            return None
-        names = list(results[0].tensors)
-        self.problems += unmatched_filters(step, names)
+    def _merge(self, step: Step, method: Method, type_: ValueType, inputs: Mapping[Source, Result]) -> Result | None:
+        names = list(next(iter(inputs.values())).tensors)
+        self.problems += unmatched_filters(step, names, step_path(step, self.recipe.form))
         layout = infer_layout(names)
         tensors: dict[str, Tensor] = {}
         parameters: dict[str, Parameters] = {}
-        failed = False
         first = len(self.graph)
         for name in names:
-            try:
+            with suppress(_Stop):
                 tensors[name], parameters[name] = self._tensor(step, method, inputs, name, layout)
-            except _Stop:
-                failed = True
+        self._report_faults(step, len(names))
         donor = inputs[step.base if step.base is not None else step.inputs[0].source].donor
         nodes = range(first, len(self.graph))
-        return None if failed else Result(step.name, type_, tensors, donor, parameters, nodes)
+        return Result(step.name, type_, tensors, donor, parameters, nodes) if len(tensors) == len(names) else None
 
     def _tensor(
         self, step: Step, method: Method, inputs: Mapping[Source, Result], name: str, layout: Layout
@@ -165,7 +214,8 @@ class _Compilation:
         try:
             node = method.lower(call, self._emit)
         except ValueError as error:
-            self._fail(_problem(step, "parameters", f"{error} (tensor {name})"))
+            self._note("parameters", _Fault(str(error)), name)
+            raise _Stop from None
         stored = reduce(promote, (tensor.stored for tensor in tensors.values()))
         for dtype in (step.dtype, step.out_dtype):
             if dtype:
@@ -179,8 +229,8 @@ class _Compilation:
     def _carry(self, step: Step, nodes: Mapping[str, int], name: str) -> tuple[Tensor, Parameters]:
         difference = buffers_differ(self.graph, nodes)
         if difference:
-            message = f"{name} holds integers and cannot be merged, only carried along, but {difference}"
-            self._fail(_problem(step, "models", message))
+            self._note("models", _Fault(f"integers cannot be merged, only carried along, but {difference}"), name)
+            raise _Stop
         node = next(iter(nodes.values()))
         dtype = self.graph[node].dtype
         assert dtype is not None  # a model's tensor, never a statistic
@@ -190,56 +240,50 @@ class _Compilation:
         listed = {entry.source: index for index, entry in enumerate(step.inputs)}
         shared: dict[str, Value | None] = {}
         inputs: list[dict[str, Value | None]] = [{} for _ in operands]
+        is_sound = True
         for declared in method.parameters:
-            if declared.scope == "shared":
-                shared[declared.name] = self._value(step, declared, None, name, t)
-                continue
-            for source, own in zip(operands, inputs, strict=True):
-                own[declared.name] = self._value(step, declared, listed.get(source), name, t)
+            places: list[tuple[int | None, dict[str, Value | None]]] = [(None, shared)]
+            if declared.scope != "shared":
+                places = [(listed.get(source), own) for source, own in zip(operands, inputs, strict=True)]
+            for index, values in places:
+                value = self._value(step, declared, index, name, t)
+                if isinstance(value, _Fault):
+                    path = "parameters" if index is None else f"models[{index}].parameters"
+                    self._note(f"{path}.{declared.name}", value, name)
+                    is_sound = False
+                else:
+                    values[declared.name] = value
+        if not is_sound:
+            raise _Stop
         return Parameters(shared, tuple(inputs))
 
-    def _value(self, step: Step, declared: Declared, index: int | None, name: str, t: float) -> Value | None:
-        entry: Input | None = step.inputs[index] if index is not None else None
-        path = "parameters" if entry is None else f"models[{index}].parameters"
+    def _value(self, step: Step, declared: Declared, index: int | None, name: str, t: float) -> Value | _Fault | None:
         try:
             value = resolve(step, index, declared.name, declared.kind, name, t)
         except SettingError as error:
-            self._fail(Problem(str(error), error.position, f"steps.{step.name}.{path}.{declared.name}"))
+            return _Fault(str(error), error.position)
         if value is None:
-            if isinstance(declared.default, _Required):
-                owner = f"model {entry.source}" if entry else f"step {step.name}"
-                message = f"{step.merge_method} needs the parameter {declared.name!r} for {owner}, and nothing sets it"
-                if _is_set_somewhere(step, index, declared.name):
-                    message += f" for tensor {name}: no filter matches it; add an entry without a filter"
-                self._fail(_problem(step, path, message))
-            return declared.default
-        fault = _out_of_bounds(declared, value)
-        if fault:
-            self._fail(_problem(step, f"{path}.{declared.name}", fault))
-        return value
+            return (
+                declared.default if not isinstance(declared.default, _Required) else _Fault(_no_value(step, declared))
+            )
+        fault = out_of_bounds(declared, value)
+        return value if fault is None else _Fault(fault)
 
-    def _fail(self, problem: Problem) -> NoReturn:
-        self.problems.append(problem)
-        raise _Stop
+    def _note(self, path: str, fault: _Fault, name: str) -> None:
+        """Note what is wrong for one tensor; the first tensor's words stand for all."""
+        self.faults.setdefault(path, fault).tensors.append(name)
 
+    def _report_faults(self, step: Step, total: int) -> None:
+        """One problem for each field that has faults, however many tensors have them."""
+        for path, fault in self.faults.items():
+            first, *more = fault.tensors
+            which = f" (tensor {first}{f' and {len(more)} more' if more else ''})" if len(fault.tensors) < total else ""
+            self.problems.append(self._problem(step, path, fault.message + which, fault.position))
+        self.faults.clear()
 
-def _is_set_somewhere(step: Step, index: int | None, name: str) -> bool:
-    return name in step.parameters or (index is not None and name in step.inputs[index].parameters)
-
-
-def _out_of_bounds(declared: Declared, value: Value) -> str | None:
-    """Why a resolved value is not allowed; None when it is."""
-    if isinstance(value, str | bool):
-        return None
-    if not math.isfinite(value):
-        return f"{declared.name} must be a finite number, not {value}"
-    low, high = declared.minimum, declared.maximum
-    if (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"between {low:g} and {high:g}" if low is not None and high is not None else ""
-        bounds = bounds or (f"at least {low:g}" if low is not None else f"at most {high:g}")
-        return f"{declared.name} must be {bounds}, not {value:g}"
-    return None
+    def _problem(self, step: Step, path: str, message: str, position: Position | None = None) -> Problem:
+        return Problem(message, position or step.position(path), step_path(step, self.recipe.form, path))
 
 
-def _problem(step: Step, path: str, message: str) -> Problem:
-    return Problem(message, step.position(path), f"steps.{step.name}.{path}")
+def _no_value(step: Step, declared: Declared) -> str:
+    return f"{step.merge_method} needs {declared.name!r} for every tensor: add a value without a filter"

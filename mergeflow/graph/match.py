@@ -11,45 +11,52 @@ from collections.abc import Iterator, Mapping, Sequence
 from mergeflow.graph.nodes import Graph
 from mergeflow.graph.values import Result
 from mergeflow.models.layout import infer_layout, layer_counts
+from mergeflow.recipe.records import Source
 
 SHOWN = 3
 
 
-def names_that_differ(inputs: Sequence[Result]) -> Iterator[str]:
-    """One line per input whose tensors are not those of the first."""
-    first = inputs[0]
-    expected = layer_counts(infer_layout(first.tensors))
-    for other in inputs[1:]:
-        if other.tensors.keys() == first.tensors.keys():
-            continue
-        counts = layer_counts(infer_layout(other.tensors))
-        stacks = [s for s in expected if s in counts and counts[s] != expected[s]]
-        if stacks:
-            stack = stacks[0]
-            yield (
-                f"{first.label} has {expected[stack]} layers in {stack}, {other.label} has {counts[stack]}: "
-                "models merge only when they have the same layers"
-            )
-            continue
-        for lacking, having in ((other, first), (first, other)):
-            missing = [name for name in having.tensors if name not in lacking.tensors]
-            if missing:
-                yield f"{lacking.label} has no tensor {_some(missing)}, which {having.label} has"
+def misfits(graph: Graph, inputs: Mapping[Source, Result]) -> Iterator[tuple[Source, str]]:
+    """The inputs that do not fit the first one, and why."""
+    (_, first), *others = inputs.items()
+    for source, other in others:
+        for difference in (*_names_that_differ(first, other), *_shapes_that_differ(graph, first, other)):
+            yield source, difference
 
 
-def shapes_that_differ(graph: Graph, inputs: Sequence[Result]) -> Iterator[str]:
-    """One line for the tensors of one name whose shapes are not all equal (the first few, and how many more)."""
-    first = inputs[0]
-    for other in inputs[1:]:
-        odd = [
-            name
-            for name, tensor in other.tensors.items()
-            if name in first.tensors and graph[tensor.node].shape != graph[first.tensors[name].node].shape
-        ]
-        if odd:
-            name = odd[0]
-            shapes = [list(graph[result.tensors[name].node].shape) for result in (first, other)]
-            yield f"{_some(odd)}: shape {shapes[0]} in {first.label}, {shapes[1]} in {other.label}"
+def _names_that_differ(first: Result, other: Result) -> Iterator[str]:
+    """Why two inputs have not the same tensors: another number of layers, or names that one of them lacks."""
+    if other.tensors.keys() == first.tensors.keys():
+        return
+    expected, counts = layer_counts(infer_layout(first.tensors)), layer_counts(infer_layout(other.tensors))
+    stacks = [stack for stack in expected if stack in counts and counts[stack] != expected[stack]]
+    if stacks:
+        stack = stacks[0]
+        yield (
+            f"{first.label} has {expected[stack]} layers in {stack}, {other.label} has {counts[stack]}: "
+            "models merge only when they have the same layers"
+        )
+        return
+    for lacking, having in ((other, first), (first, other)):
+        missing = [name for name in having.tensors if name not in lacking.tensors]
+        if missing:
+            yield f"{lacking.label} lacks {_some(missing)}, which {having.label} has"
+
+
+def _shapes_that_differ(graph: Graph, first: Result, other: Result) -> Iterator[str]:
+    """One line for the tensors of one name whose shapes are not equal."""
+
+    def shape(result: Result, name: str) -> list[int]:
+        return list(graph[result.tensors[name].node].shape)
+
+    odd = [name for name in other.tensors if name in first.tensors and shape(first, name) != shape(other, name)]
+    if odd:
+        name, *more = odd
+        others = f"; so do the shapes of {_some(more)}" if more else ""
+        yield (
+            f"the shapes of {name} differ: {shape(first, name)} in {first.label}, {shape(other, name)} in "
+            f"{other.label}{others}"
+        )
 
 
 def is_buffer(graph: Graph, nodes: Sequence[int]) -> bool:

@@ -24,6 +24,7 @@ PROCESS_BYTES = 330 * MiB
 THREAD_BYTES = 8 * MiB
 
 BLOCK_ELEMENTS = 1 << 18
+LEAST_BLOCK_ELEMENTS = 1 << 16
 BLOCK_BUFFERS = 16  # values alive at once plus a kernel's scratch, at most, in the methods there are
 DEFAULT_SHARE_BYTES = 96 * MiB  # holds the inputs of a 4096 x 4096 bf16 merge of three models and its base twice over
 ALIGNMENT = 4096
@@ -64,6 +65,11 @@ class Storage:
     file_bytes: int
 
 
+def least_bytes(threads: int) -> int:
+    """The least that ``--memory`` can ask for: every thread's blocks, as small as they get."""
+    return threads * BLOCK_BUFFERS * LEAST_BLOCK_ELEMENTS * 4
+
+
 def make_budget(memory: int | None, threads: int, free_bytes: int) -> Budget:
     """The budget of a run from ``--memory`` (bytes for buffers; None: the least that keeps full speed).
 
@@ -72,7 +78,7 @@ def make_budget(memory: int | None, threads: int, free_bytes: int) -> Budget:
     """
     wish = memory if memory is not None else min(threads * (DEFAULT_SHARE_BYTES + 16 * MiB), free_bytes // 4)
     block = BLOCK_ELEMENTS
-    while block > 1 << 16 and BLOCK_BUFFERS * block * 4 > wish // threads // 2:
+    while block > LEAST_BLOCK_ELEMENTS and BLOCK_BUFFERS * block * 4 > wish // threads // 2:
         block //= 2
     share = max(0, wish // threads - BLOCK_BUFFERS * block * 4)
     return Budget(threads, share, block)

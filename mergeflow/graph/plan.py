@@ -120,13 +120,14 @@ def _to_cache(recipe: Recipe, compiled: Compiled, targets: Sequence[Target], kno
     """The results of steps with ``cache: always`` that a run computes on its way and that are not cached yet."""
     if not targets or known.cache_is_off:
         return
-    needed = set(needed_nodes(compiled.graph, (target.node for target in targets), known))
+    waiting = set(needed_nodes(compiled.graph, (target.node for target in targets), known))
     for step in recipe.steps:
         if step.cache != "always" or step.name not in compiled.results:
             continue
         for name, tensor in compiled.results[step.name].tensors.items():
             node = compiled.graph[tensor.node]
-            if node.id in needed and node.kind != "load" and not is_known(node, known):
+            if node.id in waiting and node.kind != "load" and not is_known(node, known):
+                waiting.discard(node.id)  # tied tensors, and steps that say the same, are one value
                 yield Target(node.id, name, "", None)
 
 
@@ -144,7 +145,7 @@ def _step(
     computed = sum(1 for node in here if node.kind == "load" or not is_known(node, known))
     statistics = [graph[i] for i in result.nodes if i in needed and graph[i].kind == "statistic"]
     step = recipe.step(name)
-    why = differences(name, now, before) or ["its result is not at hand"] if computed else []
+    why = differences(name, now, before) or ["needed again, and its tensors are not cached"] if computed else []
     return StepPlan(
         name=name,
         method=step.merge_method,

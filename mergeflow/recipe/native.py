@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergeflow.errors import Position
 from mergeflow.recipe.cycles import find_cycles, reached, unread
 from mergeflow.recipe.fields import NATIVE_FIELDS, read_fields, read_named
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.nearest import quoted
-from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, ScalarNode, is_null, join, kind_of
+from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, ScalarNode, is_null, join, kind_of, positions
 from mergeflow.recipe.outputs import read_outputs
 from mergeflow.recipe.records import ModelReference, Output, Scalar, Step, StepReference
 from mergeflow.recipe.references import read_reference
@@ -31,6 +32,7 @@ class NativeRecipe:
     models: Mapping[str, ModelReference]
     variables: Mapping[str, Scalar | tuple[Scalar, ...]]
     seed: int
+    positions: Mapping[str, Position]
 
 
 def read_native(root: MapNode, overrides: Mapping[str, str], folder: Path, findings: Findings) -> NativeRecipe:
@@ -55,7 +57,15 @@ def read_native(root: MapNode, overrides: Mapping[str, str], folder: Path, findi
     sound = len(steps) == len(names.steps) and not cycles and names.steps.keys().isdisjoint(models)
     outputs = _read_outputs(filled, steps, names, sound, findings)
     whole = {name: reference for name, reference in models.items() if reference is not None}
-    return NativeRecipe(steps, outputs, whole, variables.plain(), _read_seed(filled, findings))
+    places = positions(filled["models"].node) if "models" in filled else {}
+    return NativeRecipe(
+        steps=steps,
+        outputs=outputs,
+        models=whole,
+        variables=variables.plain(),
+        seed=_read_seed(filled, findings),
+        positions={name: places[name] for name in whole},
+    )
 
 
 def _check_version(root: MapNode, fields: Mapping[str, Entry], findings: Findings) -> None:

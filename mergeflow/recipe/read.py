@@ -77,6 +77,7 @@ def _fill(empty: Recipe, root: Node | None, overrides: Mapping[str, str], findin
         models=native.models,
         variables=native.variables,
         seed=native.seed,
+        positions=native.positions,
     )
 
 

@@ -141,7 +141,7 @@ class Recipe:
     """A whole recipe. `problems` holds what was wrong or doubtful while reading; it runs only without errors.
 
     `folder` is where relative paths start: the recipe's folder, or the current one for a mergekit file (with
-    the file's folder to fall back on: `fallback_folder`).
+    the file's folder to fall back on: `fallback_folder`). `positions` has the place of each name under `models`.
     """
 
     file: str
@@ -155,6 +155,7 @@ class Recipe:
     seed: int = 0
     fallback_folder: Path | None = None
     problems: tuple[Problem, ...] = ()
+    positions: Mapping[str, Position] = field(default_factory=dict)
 
     def step(self, name: str) -> Step:
         """The step called `name`; KeyError when there is none."""

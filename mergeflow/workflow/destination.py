@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergeflow.errors import Problem, RecipeError
 from mergeflow.graph.program import Place
 from mergeflow.graph.tasks import Target
 from mergeflow.graph.values import Compiled, CompiledOutput
@@ -36,20 +35,6 @@ def destinations(recipe: Recipe, compiled: Compiled, out: Path | None) -> tuple[
         Destination(output, _folder(recipe, output.output, out, several=several), _shards(compiled, output))
         for output in compiled.outputs
     )
-
-
-def require_folders(recipe: Recipe, found: Iterable[Destination]) -> None:
-    """Raises RecipeError for outputs that have no folder."""
-    missing = [destination.compiled.output for destination in found if destination.path is None]
-    if missing:
-        raise RecipeError(
-            Problem(
-                f"no folder for the output {output.step}: name one (mergeflow run {recipe.file} OUT)",
-                output.position,
-                f"outputs.{output.step}",
-            )
-            for output in missing
-        )
 
 
 def present_works(destination: Destination) -> tuple[ShardWork, ...] | None:

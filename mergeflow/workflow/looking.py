@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of a step's result, computed one at a time."""
     from mergeflow.execute.records import Settings
+    from mergeflow.execute.files import writing
     from mergeflow.execute.task import compute_tensor
 
-    recipe.step(step)
+    stated = recipe.step(step).dtype or recipe.step(step).out_dtype
     compiled = compile_from_headers(recipe, listen, download=True)
     check(compiled, strict=options.strict)
     compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=True)
@@ -32,11 +33,17 @@ def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) 
         budget=budget(options),
         device="cpu",
         cache=str(options.cache.absolute()) if options.cache else None,
-        scratch=str(Path(options.state)),
+        scratch=str(options.state.absolute()),
         allow_non_finite=True,
     )
+    with writing(settings.scratch):
+        options.state.mkdir(parents=True, exist_ok=True)
+    cached = look_up(compiled, options.cache, listen)
     for name, tensor in compiled.results[step].tensors.items():
         target = Target(tensor.node, name, step, Place("", 0))
-        known = read_records(compiled.graph, [target], look_up(compiled, options.cache), options.cache, listen)
+        known = read_records(compiled.graph, [target], cached, options.cache, listen)
         program = form_tasks(compiled.graph, [target], known)[0].programs[0]
-        yield name, compute_tensor(program, settings)
+        value = compute_tensor(program, settings)
+        # A tensor that is an input's as it is has that input's dtype: widen it as computing with it would have.
+        is_narrow = value.is_floating_point() and value.dtype.itemsize < 4
+        yield name, value.float() if is_narrow and not stated else value

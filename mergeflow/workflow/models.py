@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergeflow.errors import CheckpointError, Problem, RecipeError
-from mergeflow.execute.events import BytesMoved, Listener, PhaseFinished, PhaseStarted, Warned
+from mergeflow.errors import CheckpointError, Position, Problem, RecipeError
+from mergeflow.execute.events import BytesMoved, Listener, PhaseFinished, PhaseStarted
 from mergeflow.execute.warmup import import_torch_in_background
+from mergeflow.graph.check import step_path
 from mergeflow.graph.compile import compile_recipe
 from mergeflow.graph.values import Compiled
 from mergeflow.models.digests import DigestMemory
 from mergeflow.models.open import open_model
 from mergeflow.models.records import Checkpoint, TensorSource
-from mergeflow.recipe.records import ModelReference, Recipe
+from mergeflow.recipe.records import ModelReference, Recipe, Source
 from mergeflow.workflow.options import Options
+
+# As many names as a message lists.
+MOST_NAMES = 10
 
 
 def compile_from_headers(
@@ -30,14 +34,15 @@ def compile_from_headers(
     """
     checkpoints: dict[ModelReference, Checkpoint] = {}
     problems = list(recipe.problems)
-    for reference, path in _references(recipe):
+    for reference, named in _references(recipe):
         try:
             before = (planned or {}).get(reference)
             pinned = replace(reference, revision=before.revision) if before and before.revision else reference
             checkpoints[reference] = _open(pinned, recipe, listen, download=download)
         except CheckpointError as error:
-            step_name, _, field = path.partition(".")
-            problems.append(Problem(str(error), recipe.step(step_name).position(field), f"steps.{path}"))
+            problems.append(Problem(f"{error}{_no_name_either(reference, recipe)}", named.position, named.path))
+        except OSError as error:  # a name too long for this system, a disk that fails
+            problems.append(Problem(f"{reference}: {error.strerror or error}", named.position, named.path))
     compiled = compile_recipe(recipe, checkpoints)
     return replace(compiled, problems=in_file_order([*problems, *compiled.problems]))
 
@@ -64,16 +69,25 @@ def compile_with_digests(
 
 def check(compiled: Compiled, *, strict: bool) -> tuple[str, ...]:
     """The warnings of a recipe; raises RecipeError with every problem when one of them is an error."""
-    errors = [problem for problem in compiled.problems if problem.severity == "error" or strict]
-    if errors:
-        raise RecipeError(compiled.problems)
-    return tuple(str(problem) for problem in compiled.problems)
+    problems = judged(compiled.problems, strict=strict)
+    if any(problem.severity == "error" for problem in problems):
+        raise RecipeError(problems)
+    return tuple(str(problem) for problem in problems)
+
+
+def judged(problems: tuple[Problem, ...], *, strict: bool) -> tuple[Problem, ...]:
+    """The same problems; when we are strict, a warning is an error."""
+    return tuple(replace(problem, severity="error") for problem in problems) if strict else problems
 
 
 def in_file_order(problems: list[Problem]) -> tuple[Problem, ...]:
     """Each problem once, sorted by where it stands; those that stand nowhere come last."""
     unique = dict.fromkeys(problems)
-    return tuple(sorted(unique, key=lambda p: (p.position is None, p.position.line if p.position else 0)))
+    return tuple(sorted(unique, key=_place))
+
+
+def _place(problem: Problem) -> tuple[int, int, int]:
+    return (0, problem.position.line, problem.position.column) if problem.position else (1, 0, 0)
 
 
 def _hash(
@@ -96,23 +110,41 @@ def _open(reference: ModelReference, recipe: Recipe, listen: Listener, *, downlo
     )
 
 
-def _references(recipe: Recipe) -> Iterator[tuple[ModelReference, str]]:
-    """Every model of a recipe once, and the path of the field that names it first."""
-    seen: set[ModelReference] = set()
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The field that names a model."""
+
+    path: str
+    position: Position | None
+
+
+def _references(recipe: Recipe) -> Iterator[tuple[ModelReference, _Named]]:
+    """Every model of a recipe once, and where it is named: under `models`, else where it is used first."""
+    found: dict[ModelReference, _Named] = {}
+    for source, named in _uses(recipe):
+        if isinstance(source, ModelReference):
+            found.setdefault(source, named)
+    for alias, reference in reversed(list(recipe.models.items())):
+        if reference in found:
+            found[reference] = _Named(f"models.{alias}", recipe.positions.get(alias))
+    yield from found.items()
+
+
+def _uses(recipe: Recipe) -> Iterator[tuple[Source | None, _Named]]:
     for step in recipe.steps:
-        named = [(entry.source, f"models[{i}].model") for i, entry in enumerate(step.inputs)]
-        named += [(step.base, "base_model")] if step.base is not None else []
-        for source, field in named:
-            if isinstance(source, ModelReference) and source not in seen:
-                seen.add(source)
-                yield source, f"{step.name}.{field}"
+        named = [(entry.source, f"models[{index}].model") for index, entry in enumerate(step.inputs)]
+        for source, path in [*named, (step.base, "base_model")]:
+            yield source, _Named(step_path(step, recipe.form, path), step.position(path))
     for output in recipe.outputs:
-        if isinstance(output.tokenizer, ModelReference) and output.tokenizer not in seen:
-            seen.add(output.tokenizer)
-            yield output.tokenizer, f"{output.step}.tokenizer"
+        yield output.tokenizer, _Named(f"outputs.{output.step}.tokenizer", output.position)
 
 
-def warn_all(warnings: tuple[str, ...], listen: Listener) -> None:
-    """Say every warning once."""
-    for warning in warnings:
-        listen(Warned(warning))
+def _no_name_either(reference: ModelReference, recipe: Recipe) -> str:
+    """What to add to a message about a model that is not there: a word may have been meant for a name of the recipe."""
+    is_word = recipe.form == "native" and "/" not in reference.path and reference not in recipe.models.values()
+    return f", and it is no step or name under 'models' of this recipe ({_names(recipe)})" if is_word else ""
+
+
+def _names(recipe: Recipe) -> str:
+    names = [*(step.name for step in recipe.steps), *recipe.models]
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")

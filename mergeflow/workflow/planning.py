@@ -15,6 +15,7 @@ from mergeflow.graph.tasks import Known, Target, needed_nodes
 from mergeflow.graph.values import Compiled
 from mergeflow.recipe.records import Recipe
 from mergeflow.workflow.destination import destinations, present_works, targets
+from mergeflow.workflow.folders import check_folders
 from mergeflow.workflow.history_file import read_history
 from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
 from mergeflow.workflow.options import Options, free_memory
@@ -31,12 +32,10 @@ def plan_recipe(recipe: Recipe, out: Path | None, options: Options, listen: List
     check(compiled, strict=options.strict)
     compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=False)
     check(compiled, strict=options.strict)
-    wanted = [
-        target
-        for destination in destinations(recipe, compiled, out)
-        for target in targets(destination, present_works(destination))
-    ]
-    known = look_up(compiled, options.cache)
+    found = destinations(recipe, compiled, out)
+    check_folders(recipe, found, compiled.checkpoints.values(), out, needed=False)
+    wanted = [target for destination in found for target in targets(destination, present_works(destination))]
+    known = look_up(compiled, options.cache, listen)
     history = read_history(options.state, recipe)
     return make_plan(recipe, compiled, wanted, known, budget(options), history)
 
@@ -46,11 +45,13 @@ def budget(options: Options) -> Budget:
     return make_budget(options.memory, options.workers, free_memory())
 
 
-def look_up(compiled: Compiled, cache: Path | None) -> Known:
-    """What of a recipe is in the cache, by names alone."""
+def look_up(compiled: Compiled, cache: Path | None, listen: Listener) -> Known:
+    """What of a recipe is in the cache, by names alone. A damaged entry counts as not there, with a warning."""
     if cache is None:
         return Known(cache_is_off=True)
-    found = Cache(cache).lookup(computed_keys(compiled))
+    found = Cache(cache).lookup(
+        computed_keys(compiled), on_damage=lambda error: listen(Warned(f"{error}; it counts as a miss"))
+    )
     tensors = frozenset(key for key, entry in found.items() if entry.kind == "tensor")
     return Known(tensors, records={key: None for key, entry in found.items() if entry.kind == "record"})
 

@@ -27,8 +27,9 @@ from mergeflow.graph.values import Compiled
 from mergeflow.output.publish import Published, publish
 from mergeflow.output.staging import Staging, complete_shard, open_staging
 from mergeflow.recipe.records import Recipe
-from mergeflow.workflow.destination import Destination, destinations, require_folders, targets
+from mergeflow.workflow.destination import Destination, destinations, targets
 from mergeflow.workflow.files import lock_of, new_files
+from mergeflow.workflow.folders import check_folders
 from mergeflow.workflow.history_file import read_history, write_history
 from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
 from mergeflow.workflow.options import Options
@@ -52,7 +53,7 @@ def run_recipe(recipe: Recipe, out: Path | None, options: Options, listen: Liste
     scheduler = make_scheduler(options.scheduler, options.workers)
     headers = compile_from_headers(recipe, run.hear, download=False)
     check(headers, strict=options.strict)
-    require_folders(recipe, destinations(recipe, headers, out))
+    check_folders(recipe, destinations(recipe, headers, out), headers.checkpoints.values(), out, needed=True)
     if any(checkpoint.folder is None for checkpoint in headers.checkpoints.values()):
         with run.phase("download", 0):
             headers = compile_from_headers(recipe, run.hear, download=True, planned=headers.checkpoints)
@@ -120,7 +121,7 @@ class _Run:
             for destination, staging in zip(found, stagings, strict=True)
             for target in targets(destination, shards.works(destination.step))
         ]
-        known = look_up(compiled, self.options.cache)
+        known = look_up(compiled, self.options.cache, self.hear)
         known = read_records(compiled.graph, wanted, known, self.options.cache, self.hear)
         limits = budget(self.options)
         plan = make_plan(self.recipe, compiled, wanted, known, limits, read_history(self.options.state, self.recipe))
@@ -226,7 +227,7 @@ class _Run:
 
 @contextmanager
 def _stage(destination: Destination) -> Iterator[Staging]:
-    assert destination.path is not None  # require_folders has seen to it
+    assert destination.path is not None  # check_folders has seen to it
     with open_staging(destination.path, destination.shards) as staging:
         yield staging
 

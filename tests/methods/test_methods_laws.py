@@ -10,7 +10,7 @@ import torch
 from method_evaluation import BLOCKS, Leaf, Model, lower, merge
 from torch import Tensor
 
-SIZE = 3 * 65536 + 63
+SIZE = 2 * 65536 + 63
 
 
 def model(seed: int, like: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

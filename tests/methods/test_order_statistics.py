@@ -114,7 +114,7 @@ def test_exactly_k_survive(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("share", [1e-5, 0.05, 0.5, 0.7, 0.999])
+@pytest.mark.parametrize("share", [1e-5, 0.5, 0.999])
 def test_a_large_tensor_is_bracketed_from_a_sample(kind: Kind, share: float) -> None:
     """A tensor of several blocks has the same record for every block size, and it is the exact one."""
     tensor = torch.from_numpy(kind(np.random.default_rng(0), LARGE)).float()
@@ -128,9 +128,15 @@ def test_a_large_tensor_is_bracketed_from_a_sample(kind: Kind, share: float) -> 
 @pytest.mark.parametrize("most_held", [0, 7, 5000])
 def test_little_memory_changes_nothing(kind: Kind, most_held: int) -> None:
     """However little a pass may hold, the record is the same; it may take more passes."""
-    tensor = torch.from_numpy(kind(np.random.default_rng(1), LARGE)).float()
-    k = LARGE // 3
-    assert find(tensor, k, SUM_BLOCK, most_held) == find(tensor, k)
+    size = SUM_BLOCK + 5000
+    tensor = torch.from_numpy(kind(np.random.default_rng(1), size)).float()
+    assert find(tensor, size // 3, SUM_BLOCK, most_held) == find(tensor, size // 3)
+
+
+def test_a_bracket_that_holds_too_much_is_narrowed() -> None:
+    """A large tensor with little memory: the bracket from the sample is narrowed on the way, the record is the same."""
+    tensor = torch.from_numpy(normal(np.random.default_rng(6), LARGE)).float()
+    assert find(tensor, LARGE // 3, SUM_BLOCK, most_held=2000) == find(tensor, LARGE // 3)
 
 
 def test_a_misleading_sample_changes_nothing() -> None:

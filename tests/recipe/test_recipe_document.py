@@ -142,6 +142,8 @@ class TestMistakes:
             ("{a: $▶{b}}", 'inside { } or [ ], a variable is written in quotes: "${name}"'),
             ("a: ▶\x07", "the character '\\x07' is not allowed"),
             ("é: ▶\ud800", "the character '\\ud800' is not allowed"),
+            ("a: 'ü▶\uffff'", "the character '\\uffff' is not allowed"),
+            ("a: '▶\x7f'", "the character '\\x7f' is not allowed"),
             ("a: ▶*x", "no value above is marked '&x'"),
             ("a: &x [▶*x]", "no value above is marked '&x'"),
             ("a: 1\n▶---\nb: 2", "several documents are not supported yet"),
