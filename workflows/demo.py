@@ -27,6 +27,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
 from specialists.encoder import Encoder, Schedule, accuracy, open_encoder, train
 from specialists.tasks import Task, docs_task, languages_task
 
@@ -133,9 +134,10 @@ def check_it_loads(folder: Path) -> None:
     logger.addHandler(listener)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, found = BertModel.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = BertModel.from_pretrained(folder, output_loading_info=True)
         AutoTokenizer.from_pretrained(folder)
     logger.removeHandler(listener)
+    _, found = loaded
     if complaints or any(found.values()):
         raise SystemExit(f"{folder} does not load cleanly: {complaints} {found}")
 
@@ -209,7 +211,7 @@ def main() -> None:
         check_it_loads(OUTPUT)
         merged = pool.submit(measure, "merged, t=0.9", OUTPUT).result()
         reports[f"with {CHANGE}"] = mergeflow(console, "--set", CHANGE)
-        reports["the same again"] = mergeflow(console, "--set", CHANGE)
+        reports["unchanged"] = mergeflow(console, "--set", CHANGE)
         check_it_loads(OUTPUT)
         changed = pool.submit(measure, f"merged, {CHANGE}", OUTPUT).result()
         console.print("\n[bold]Accuracy on held-out examples[/] (the label whose centre is nearest)")

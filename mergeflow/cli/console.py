@@ -31,10 +31,15 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} |
 
 
 class Output:
-    """A stream whose reader may go away: from then on what is written to it is dropped."""
+    """A stream whose reader may go away: from then on what is written to it is dropped.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        must_arrive: any other failure (a full disk) is an error. Of stderr there is nowhere to complain.
+    """
+
+    def __init__(self, stream: TextIO, *, must_arrive: bool = True) -> None:
         self._stream = stream
+        self._must_arrive = must_arrive
 
     @property
     def encoding(self) -> str:
@@ -67,7 +72,8 @@ class Output:
             self._lead_nowhere()
         except OSError as error:
             self._lead_nowhere()
-            raise RunError(f"cannot write the output: {error.strerror or error}") from error
+            if self._must_arrive:
+                raise RunError(f"cannot write to stdout: {error.strerror or error}") from error
 
     def _lead_nowhere(self) -> None:
         """Python writes what is left once more at its end, which must not fail again."""
@@ -77,17 +83,17 @@ class Output:
 
 def stdout() -> Console:
     """For results."""
-    return _console(sys.stdout)
+    return _console(Output(sys.stdout) if sys.stdout is not None else None)
 
 
 def stderr() -> Console:
     """For errors, warnings and progress."""
-    return _console(sys.stderr)
+    return _console(Output(sys.stderr, must_arrive=False) if sys.stderr is not None else None)
 
 
 def print_text(text: str) -> None:
     """Text on stdout as it is."""
-    if sys.stdout is not None:  # it may have been closed before we started
+    if sys.stdout is not None:
         output = Output(sys.stdout)
         output.write(text + "\n")
         output.flush()
@@ -144,9 +150,11 @@ class _Shown(logging.Handler):
         show_warning(record.getMessage())
 
 
-def _console(stream: TextIO | None) -> Console:
-    file = cast("IO[str]", Output(stream)) if stream is not None else None
-    console = Console(file=file, quiet=stream is None, highlight=False, soft_wrap=True, emoji=False)
+def _console(output: Output | None) -> Console:
+    """A console that writes to `output`; to nothing when the stream was closed before we started."""
+    console = Console(
+        file=cast("IO[str] | None", output), quiet=output is None, highlight=False, soft_wrap=True, emoji=False
+    )
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDE
     return console

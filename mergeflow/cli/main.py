@@ -5,12 +5,13 @@ Commands import what they need when they run, so that `validate` and `plan` star
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mergeflow.cli.console import print_json
+from mergeflow.cli.console import print_json, print_text
 from mergeflow.cli.guard import guarded
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from mergeflow import __version__
 
-        typer.echo(f"mergeflow {__version__}")
+        print_text(f"mergeflow {__version__}")
         raise typer.Exit
 
 
@@ -280,7 +281,7 @@ def _options(
         raise typer.BadParameter(
             f"--scheduler is threads, processes or an address such as tcp://host:8786, not {scheduler!r}"
         )
-    if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
         raise typer.BadParameter(f"--device is auto, cpu, cuda or cuda:N, not {device!r}")
     tasks = workers or available_cores()
     return Options(

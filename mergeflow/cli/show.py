@@ -37,8 +37,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print()
     for output in plan.outputs:
         total = counted(len(output.fates), "tensor")
+        place = f" -> {plain(output.path)}" if output.path is not None else ""
         console.print(
-            f"output {plain(output.step)}: {total}, {output.count('computed')} to compute, "
+            f"output {plain(output.step)}{place}: {total}, {output.count('computed')} to compute, "
             f"{output.count('cached')} from the cache, {output.count('kept')} kept; "
             f"{size_text(output.bytes_written)} to write"
         )

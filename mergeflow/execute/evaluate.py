@@ -222,7 +222,7 @@ class _SweepRun:
         block = self._on_host(values[step.inputs[0]])
         bad = first_non_finite(block)
         if bad is not None and step.number not in self.evaluation.not_finite:
-            inherited = any(first_non_finite(self._original(i, start, block)) is not None for i in self._originals())
+            inherited = any(self._has_non_finite(i) for i in self._inputs_of(sink.instruction))
             self.evaluation.not_finite[step.number] = NonFinite(start + bad, inherited)
         self._compare(step.number, start, block)
         data = memory(block)
@@ -232,11 +232,26 @@ class _SweepRun:
     def _originals(self) -> list[int]:
         return [i for i, it in enumerate(self.program.instructions) if it.kind == "load"]
 
-    def _original(self, i: int, start: int, block: torch.Tensor) -> torch.Tensor:
-        """An input's numbers where `block` lies, read again: its buffer may hold another value by now."""
+    def _inputs_of(self, i: int) -> set[int]:
+        """The tensors on disk, of inputs and of the cache, that a value depends on."""
+        found, waiting = {i}, [i]
+        while waiting:
+            inputs = set(self.program.instructions[waiting.pop()].inputs) - found
+            found |= inputs
+            waiting += inputs
+        return {j for j in found if self.program.instructions[j].kind in ("load", "cached")}
+
+    def _has_non_finite(self, i: int) -> bool:
+        """Whether an input has a NaN or infinity, anywhere: a statistic carries it to every element of the result."""
+        size, most = self.program.size, self.workspace.block_elements
+        blocks = (self._original(i, start, min(most, size - start)) for start in range(0, size, most))
+        return any(first_non_finite(block) is not None for block in blocks)
+
+    def _original(self, i: int, start: int, elements: int) -> torch.Tensor:
+        """An input's numbers, read again: the buffer they were in may hold another value by now."""
         dtype = self.program.instructions[i].dtype
-        assert dtype is not None  # a load is a tensor
-        host = self.workspace.raw("again", block.numel() * dtype.itemsize)
+        assert dtype is not None  # an input is a tensor
+        host = self.workspace.raw("again", elements * dtype.itemsize)
         self.evaluation.read(i, start, memory(host))
         return host.view(torch_dtype(dtype.name))
 
@@ -252,7 +267,7 @@ class _SweepRun:
         dtype = self.program.instructions[i].dtype
         if dtype is None or torch_dtype(dtype.name) != block.dtype:
             return False
-        return torch.equal(self._original(i, start, block).view(torch.uint8), block.view(torch.uint8))
+        return torch.equal(self._original(i, start, block.numel()).view(torch.uint8), block.view(torch.uint8))
 
     def _statistic(self, i: int) -> Statistic:
         instruction = self.program.instructions[i]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from mergeflow.errors import RunError
+from mergeflow.execute.writeback import NUDGE_BYTES, start_writeback, write_all
 from mergeflow.models.records import FileIdentity, Segment, TensorSource
 
 
@@ -128,6 +129,7 @@ class OutputFiles:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
         self._open: dict[str, int] = {}
+        self._written: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> OutputFiles:
         return self
@@ -149,7 +151,18 @@ class OutputFiles:
             if path not in self._open:
                 self._open[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             with self._turns.of(path):
-                write_all(self._open[path], offset, block)
+                write_all(self._open[path], block, offset)
+            self._nudge(path, offset, offset + len(block))
+
+    def _nudge(self, path: str, start: int, end: int) -> None:
+        """Have the kernel begin writing what this task has put into the file, a large run at a time."""
+        begun, reached = self._written.get(path, (start, start))
+        if start != reached:
+            begun = start  # a tensor elsewhere in the file: what came before is synced with the shard
+        if end - begun >= NUDGE_BYTES:
+            start_writeback(self._open[path], begun, end - begun)
+            begun = end
+        self._written[path] = (begun, end)
 
 
 def read_all(descriptor: int, offset: int, out: memoryview) -> int:
@@ -158,13 +171,6 @@ def read_all(descriptor: int, offset: int, out: memoryview) -> int:
     while done < len(out) and (count := os.preadv(descriptor, [out[done:]], offset + done)):
         done += count
     return done
-
-
-def write_all(descriptor: int, offset: int, block: memoryview) -> None:
-    """Write all of `block` into a file from `offset` on. One call may write only some, as on a disk that fills up."""
-    done = 0
-    while done < len(block):
-        done += os.pwrite(descriptor, block[done:], offset + done)
 
 
 @contextmanager

@@ -13,7 +13,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """The first non-finite number of an output tensor: its flat index, and whether an input had one there too."""
+    """The first non-finite number of an output tensor: its flat index, and whether an input tensor of it has any.
+
+    Whole tensors are what counts, not the element or its block: a dot product that is NaN makes every element NaN, and
+    what a run says must not depend on how tensors are cut.
+    """
 
     index: int
     inherited: bool

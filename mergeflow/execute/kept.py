@@ -14,7 +14,8 @@ from types import TracebackType
 import torch
 
 from mergeflow.errors import RunError
-from mergeflow.execute.files import read_all, write_all, writing
+from mergeflow.execute.files import read_all, writing
+from mergeflow.execute.writeback import write_all
 from mergeflow.graph.memory import Keep, Storage
 
 
@@ -50,7 +51,7 @@ class KeptValues:
     def write(self, instruction: int, start: int, block: memoryview) -> None:
         """Put a block of a value into the scratch file."""
         with writing(self._folder):
-            write_all(self._file, self._keeps[instruction].offset + start, block)
+            write_all(self._file, block, self._keeps[instruction].offset + start)
 
     def read(self, instruction: int, start: int, out: memoryview) -> None:
         """Get a block of a value back from the scratch file."""

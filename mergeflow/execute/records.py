@@ -28,7 +28,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What a task did. `same_as` has, for (output, tensor), the input files it turned out equal to, byte for byte."""
+    """What a task did. `same_as` has, for (output, tensor), digests of the inputs that it equals, byte for byte."""
 
     task: str
     tensors: tuple[tuple[str, str], ...]

@@ -18,11 +18,13 @@ from uuid import uuid4
 
 from mergeflow.errors import RunError
 from mergeflow.execute.events import BytesMoved, Listener
+from mergeflow.execute.files import writing
 from mergeflow.execute.records import Settings, TaskResult
 from mergeflow.graph.tasks import Task
 
 Finished = Callable[[TaskResult], None]
 
+CONNECT_SECONDS = 10.0
 # How long a failed run waits for tasks on a cluster to notice, at most: a worker may hang.
 STOP_SECONDS = 60.0
 
@@ -87,7 +89,7 @@ class ClusterScheduler:
         from distributed import Client
 
         try:
-            client = Client(self.address, timeout="10s", set_as_default=False)
+            client = Client(self.address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError) as error:  # ValueError: an address of a kind that Dask does not know
             raise RunError(f"no Dask scheduler answers at {self.address}: {error}") from error
         with client:
@@ -110,10 +112,10 @@ def _run_on(client: object, tasks: Sequence[Task], settings: Settings, emit: Lis
 
     assert isinstance(client, Client)
     resources = {"GPU": 1} if settings.device.startswith("cuda") else None
-    stop = os.path.join(settings.scratch, f"stop-{uuid4().hex}")
+    running = _new_file(settings.scratch)
     # Higher priorities run first: tasks run in the order of the output, and shards complete one by one.
     futures = [
-        client.submit(run_until_stopped, task, settings, stop, pure=False, resources=resources, priority=-number)
+        client.submit(run_while_wanted, task, settings, running, pure=False, resources=resources, priority=-number)
         for number, task in enumerate(tasks)
     ]
     try:
@@ -124,32 +126,43 @@ def _run_on(client: object, tasks: Sequence[Task], settings: Settings, emit: Lis
             emit(BytesMoved(result.read, result.written))
             finished(result)
     except BaseException:
-        _stop(client, futures, stop)
+        _stop(client, futures, running)
         raise
 
 
-def run_until_stopped(task: Task, settings: Settings, stop: str) -> TaskResult:
-    """What a worker is asked to do: `run_task`, ending at the next block once there is a file called `stop`."""
+def _new_file(folder: str) -> str:
+    path = os.path.join(folder, f"running-{uuid4().hex}")
+    with writing(path):
+        Path(path).touch()
+    return path
+
+
+def run_while_wanted(task: Task, settings: Settings, running: str) -> TaskResult:
+    """What a worker is asked to do: `run_task`, ending at the next block once the file `running` is gone.
+
+    The file lies beside the output's shards and goes with them, whatever becomes of the process that asked: a worker
+    that was out of reach meanwhile does not write into the shards of a later run.
+    """
     from mergeflow.execute.task import run_task
 
     def moved(read: int, written: int) -> None:
-        if os.path.exists(stop):
+        if not os.path.exists(running):
             raise Stopped
 
     moved(0, 0)
     return run_task(task, settings, moved)
 
 
-def _stop(client: object, futures: Sequence[object], stop: str) -> None:
+def _stop(client: object, futures: Sequence[object], running: str) -> None:
     """End a run that failed: no task starts any more, and those that run have ended when this returns.
 
-    Cancelling alone would leave them running on their workers, where they could find the files of the next run.
+    Cancelling alone would leave them running on their workers.
     """
     from distributed import Client, Future, wait
 
     assert isinstance(client, Client)
     with contextlib.suppress(Exception):  # the scheduler, or the disk, may be what failed
-        Path(stop).touch()
+        os.unlink(running)
         started = {key for keys in client.processing().values() for key in keys}
         unfinished = [future for future in futures if isinstance(future, Future) and not future.done()]
         client.cancel([future for future in unfinished if future.key not in started], force=True)
@@ -164,7 +177,9 @@ def _lost_workers_reported() -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise RunError(f"{error.task} was given up: every worker that ran it died; are they short of memory?") from error
+        raise RunError(
+            f"{error.task} was given up: every worker that ran it died; are they short of memory?"
+        ) from error
     except CancelledError as error:
         raise RunError("the Dask scheduler was lost, or somebody cancelled the run on it; run again") from error
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResu
         cache_read=evaluation.cache_bytes_read,
         cache_written=results.cache_written,
         same_as={
-            (program.sinks[k].output, program.sinks[k].name): _paths(program, same)
+            (program.sinks[k].output, program.sinks[k].name): tuple(program.instructions[i].key for i in sorted(same))
             for k, same in evaluation.same_as.items()
             if same
         },
@@ -123,7 +124,7 @@ class _Records:
 
     def keep(self, instruction: Instruction, record: Mapping[str, object]) -> None:
         if self._store is not None and instruction.key:
-            with writing("the cache"):
+            with _caching():
                 self.written += self._store.write_record(instruction.key, dict(record), _about(instruction))
 
 
@@ -151,7 +152,7 @@ class _Results:
         self._program = program
         self._store = store
         self._outputs = outputs
-        self._writers: dict[str, TensorWriter] = {}
+        self._writers: dict[str, TensorWriter | None] = {}
 
     @property
     def cache_written(self) -> int:
@@ -163,15 +164,18 @@ class _Results:
 
     def __exit__(self, *_: object) -> None:
         for writer in self._writers.values():
-            writer.abort()
+            if writer is not None:
+                writer.abort()
 
     def write(self, sink: Sink, start_byte: int, block: memoryview) -> None:
         if sink.place is not None:
             self._outputs.write(sink.place.path, sink.place.offset + start_byte, block)
             self.written += len(block)
             return
-        with writing("the cache"):
-            self._writer(self._program.instructions[sink.instruction]).write(block)
+        writer = self._writer(self._program.instructions[sink.instruction])
+        if writer is not None:
+            with writing("the cache"):
+                writer.write(block)
 
     def record(self, instruction: Instruction, record: Mapping[str, object]) -> None:
         self._records.keep(instruction, record)
@@ -180,19 +184,28 @@ class _Results:
         """Make the cached tensors of the program visible; called when all of it has succeeded."""
         for sink in self._program.sinks:
             if sink.place is None:
-                with writing("the cache"):
-                    writer = self._writer(self._program.instructions[sink.instruction])
-                    self._tensor_bytes += writer.publish()
+                writer = self._writer(self._program.instructions[sink.instruction])
+                with _caching():
+                    self._tensor_bytes += writer.publish() if writer is not None else 0
         self._writers.clear()
 
-    def _writer(self, instruction: Instruction) -> TensorWriter:
+    def _writer(self, instruction: Instruction) -> TensorWriter | None:
         if instruction.key not in self._writers:
+            self._writers[instruction.key] = None
             assert self._store is not None  # tensors for the cache are planned only with one
             assert instruction.dtype is not None  # a sink is a tensor
-            self._writers[instruction.key] = self._store.create_tensor(
-                instruction.key, instruction.dtype, self._program.shape, _about(instruction)
-            )
+            with _caching():
+                self._writers[instruction.key] = self._store.create_tensor(
+                    instruction.key, instruction.dtype, self._program.shape, _about(instruction)
+                )
         return self._writers[instruction.key]
+
+
+@contextmanager
+def _caching() -> Iterator[None]:
+    """For writing to the cache: a value whose folder somebody removes meanwhile is not kept, and that is all."""
+    with writing("the cache"), suppress(FileNotFoundError):
+        yield
 
 
 def _about(instruction: Instruction) -> dict[str, object]:
@@ -203,6 +216,8 @@ def _check_finite(evaluation: Evaluation, settings: Settings) -> tuple[str, ...]
     warnings = []
     for k, fault in evaluation.not_finite.items():
         sink = evaluation.program.sinks[k]
+        if sink.place is None:
+            continue  # on its way to an output, which tells
         if fault.inherited:
             warnings.append(f"{sink.name} has a NaN or infinity at element {fault.index}, as its inputs have")
             continue
@@ -211,11 +226,6 @@ def _check_finite(evaluation: Evaluation, settings: Settings) -> tuple[str, ...]
             raise RunError(f"{message}; look at the parameters and dtype of step {sink.output}")
         warnings.append(message)
     return tuple(warnings)
-
-
-def _paths(program: Program, instructions: set[int]) -> tuple[str, ...]:
-    sources = [program.instructions[i].source for i in sorted(instructions)]
-    return tuple(source.segments[0].file.path for source in sources if source is not None and source.segments)
 
 
 def _opener(store: Cache | None) -> Callable[[str], _OpenTensor]:

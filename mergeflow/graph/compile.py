@@ -229,7 +229,7 @@ class _Compilation:
     def _carry(self, step: Step, nodes: Mapping[str, int], name: str) -> tuple[Tensor, Parameters]:
         difference = buffers_differ(self.graph, nodes)
         if difference:
-            self._note("models", _Fault(f"integers cannot be merged, only carried along, but {difference}"), name)
+            self._note("models", _Fault(f"an integer tensor is carried along, not merged: {difference}"), name)
             raise _Stop
         node = next(iter(nodes.values()))
         dtype = self.graph[node].dtype

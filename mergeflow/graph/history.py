@@ -41,8 +41,29 @@ def describe_steps(recipe: Recipe, compiled: Compiled) -> dict[str, StepDescript
     }
 
 
-def differences(name: str, now: Mapping[str, StepDescription], before: Mapping[str, StepDescription]) -> list[str]:
-    """What has changed about a step since the last run, a line each; changes of the steps it reads come last."""
+def differences(
+    name: str,
+    now: Mapping[str, StepDescription],
+    before: Mapping[str, StepDescription],
+    found: dict[str, list[str]] | None = None,
+) -> list[str]:
+    """What has changed about a step since the last run, a line each; changes of the steps it reads come last.
+
+    Args:
+        found: what was found of other steps on the way: a step that many paths lead to is looked at once.
+    """
+    found = {} if found is None else found
+    if name not in found:
+        found[name] = _differences(name, now, before, found)
+    return found[name]
+
+
+def _differences(
+    name: str,
+    now: Mapping[str, StepDescription],
+    before: Mapping[str, StepDescription],
+    others: dict[str, list[str]],
+) -> list[str]:
     if name not in before:
         return ["not run before"]
     new, old = now[name], before[name]
@@ -59,7 +80,9 @@ def differences(name: str, now: Mapping[str, StepDescription], before: Mapping[s
         if old.versions[op] != new.versions[op]
     ]
     upstream = [
-        label for label in new.inputs if _is_step(label, now) and differences(label.removeprefix(_STEP), now, before)
+        label
+        for label in new.inputs
+        if _is_step(label, now) and differences(label.removeprefix(_STEP), now, before, others)
     ]
     found += [f"step {label.removeprefix(_STEP)} changed" for label in upstream]
     more = len(found) - SHOWN

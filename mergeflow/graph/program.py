@@ -166,17 +166,16 @@ def _passes(program: Program) -> tuple[Pass, ...]:
 def _evaluation_order(instructions: Sequence[Instruction], ends: Sequence[int], stored: set[int]) -> list[int]:
     """The tensor values needed for `ends`, each after its inputs, depth first so that few are alive at once."""
     order: dict[int, None] = {}
-
-    def visit(i: int) -> None:
+    waiting = [(end, False) for end in reversed(ends)]  # a stack, not calls: a chain of steps may be a thousand deep
+    while waiting:
+        i, inputs_are_ready = waiting.pop()
         if i in order or instructions[i].dtype is None:
-            return
-        if i not in stored:
-            for j in instructions[i].inputs:
-                visit(j)
-        order[i] = None
-
-    for end in ends:
-        visit(end)
+            continue
+        if inputs_are_ready or i in stored:
+            order[i] = None
+            continue
+        waiting.append((i, True))
+        waiting += [(j, False) for j in reversed(instructions[i].inputs)]
     return list(order)
 
 

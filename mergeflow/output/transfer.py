@@ -2,8 +2,7 @@
 
 `copy_range` moves a run of bytes between two files without passing them through this process. `exchange_names` swaps
 two folders in one step, so that whoever looks sees the old one or the new one and never neither: renameat2 with
-RENAME_EXCHANGE, which Python does not offer. `start_writeback` asks the kernel to begin writing a run of pages: a file
-of 2 GB that is synced at its end costs 0.9 s there, one that was nudged every 64 MB next to nothing (0.03 s measured).
+RENAME_EXCHANGE, which Python does not offer.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mergeflow.execute.writeback import write_all
+
 KernelCopy = Callable[[int, int, int, int, int], int]
 
 _COPY_BYTES = 16 << 20  # at most per call, so that ctrl-C is answered
@@ -23,7 +24,6 @@ _NOT_OFFERED = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.EP
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_SYNC_FILE_RANGE_WRITE = 2
 
 
 def kernel_copy(source: int, target: int, count: int, source_offset: int, target_offset: int) -> int:
@@ -73,14 +73,6 @@ def exchange_names(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
-def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
-    """Ask for these bytes of an open file to be written to the disk soon, without waiting. A hint: never fails."""
-    function = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
-    if function is not None:
-        start, count = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
-        function(ctypes.c_int(descriptor), start, count, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
-
-
 def _copy_through_buffer(source: int, source_offset: int, target: int, target_offset: int, nbytes: int) -> None:
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, nbytes)))
     done = 0
@@ -90,11 +82,3 @@ def _copy_through_buffer(source: int, source_offset: int, target: int, target_of
             raise OSError(errno.EIO, f"the file ends {nbytes - done} bytes too early")
         write_all(target, buffer[:read], target_offset + done)
         done += read
-
-
-def write_all(target: int, content: bytes | memoryview, offset: int) -> None:
-    """Write all of `content` at `offset`: one pwrite may write less than it was given."""
-    rest = memoryview(content)
-    while rest:
-        written = os.pwrite(target, rest, offset)
-        rest, offset = rest[written:], offset + written

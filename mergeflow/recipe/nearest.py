@@ -40,6 +40,8 @@ def did_you_mean(name: str, choices: Iterable[str], those: str) -> str:
         return f"; did you mean {quoted(guess)}?"
     if not names:
         return f"; there are no {those}"
+    if len(names) == 1:
+        return f"; there is only {quoted(names[0])}"
     return f"; the {those} are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
 
 

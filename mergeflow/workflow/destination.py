@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergeflow.errors import Problem, RecipeError
 from mergeflow.graph.program import Place
 from mergeflow.graph.tasks import Target
 from mergeflow.graph.values import Compiled, CompiledOutput
@@ -63,7 +64,11 @@ def _folder(recipe: Recipe, output: Output, out: Path | None, *, several: bool) 
         return out / output.step if several else out
     if output.path is None:
         return None
-    return recipe.folder / Path(output.path).expanduser()
+    try:
+        return recipe.folder / Path(output.path).expanduser()
+    except RuntimeError as error:  # ~somebody who is no user here
+        problem = Problem(f"{output.path}: {error}", output.position, f"outputs.{output.step}")
+        raise RecipeError([problem]) from error
 
 
 def _shards(compiled: Compiled, output: CompiledOutput) -> tuple[Shard, ...]:

@@ -10,8 +10,11 @@ from mergeflow.errors import Problem, RecipeError
 from mergeflow.execute.events import Listener
 from mergeflow.graph.formula import formula
 from mergeflow.graph.history import describe_steps, differences
+from mergeflow.graph.order import steps_in_order
 from mergeflow.graph.tasks import Known, is_known, needed_nodes
 from mergeflow.graph.values import Compiled, Parameters, Result
+from mergeflow.recipe.cycles import reached
+from mergeflow.recipe.nearest import did_you_mean
 from mergeflow.recipe.records import Recipe, Source, Step, StepReference
 from mergeflow.workflow.history_file import read_history
 from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
@@ -80,7 +83,8 @@ def explain_recipe(recipe: Recipe, glob: str, options: Options, listen: Listener
         if fnmatchcase(tensor.name, glob)
     ]
     if not found:
-        raise RecipeError([Problem(f"no output tensor is called {glob!r}")])
+        names = dict.fromkeys(tensor.name for output in compiled.outputs for tensor in output.tensors)
+        raise RecipeError([Problem(f"no output tensor is called {glob!r}{did_you_mean(glob, names, 'tensors')}")])
     return found
 
 
@@ -92,18 +96,10 @@ def _steps(
     known: Known,
     why: Mapping[str, tuple[str, ...]],
 ) -> Iterator[StepExplanation]:
-    seen: set[str] = set()
-
-    def visit(step: Step) -> Iterator[StepExplanation]:
-        if step.name in seen:
-            return
-        seen.add(step.name)
-        for source in step.sources():
-            if isinstance(source, StepReference):
-                yield from visit(recipe.step(source.name))
-        yield _explain(recipe, compiled, step, name, known, why[step.name])
-
-    yield from visit(recipe.step(last))
+    needed = reached(recipe.steps, [last])
+    for step in steps_in_order(recipe.steps):
+        if step.name in needed:
+            yield _explain(recipe, compiled, step, name, known, why[step.name])
 
 
 def _explain(

@@ -17,6 +17,7 @@ from mergeflow.output.card import Card, CardModel, CardStep, agreed_license, mod
 from mergeflow.output.config import config_json, merged_config
 from mergeflow.output.files import DonorFiles, NewFile, donor_files, library_name
 from mergeflow.output.lock import Lock, LockedModel
+from mergeflow.output.publish import text_bytes
 from mergeflow.recipe.records import ModelReference, Recipe, Step, StepReference
 from mergeflow.workflow.destination import Destination
 
@@ -35,8 +36,8 @@ def new_files(recipe: Recipe, compiled: Compiled, destination: Destination) -> l
     files = list(donated_files(destination).copied)
     if donor.config:
         config = config_json(merged_config(donor.config, destination.compiled.dtype))
-        files.append(NewFile("config.json", config.encode()))
-    files.append(NewFile("README.md", model_card(_card(recipe, compiled, destination)).encode()))
+        files.append(NewFile("config.json", text_bytes(config)))
+    files.append(NewFile("README.md", text_bytes(model_card(_card(recipe, compiled, destination)))))
     return files
 
 

@@ -64,7 +64,7 @@ _RULES = {
 def _relation(path: Path, folder: Path) -> str | None:
     """How the place of an output lies to another folder; None when they have nothing to do with each other."""
     one, other = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    if one == other or (one.exists() and other.exists() and one.samefile(other)):
+    if one == other or (os.path.exists(one) and os.path.exists(other) and one.samefile(other)):
         return "is"
     if other in one.parents:
         return "lies in"
@@ -85,10 +85,14 @@ def _unusable(destination: Destination, out: Path | None) -> Problem | None:
     try:
         inspect_target(destination.path)
     except OutputError as error:
-        if out is not None:
-            raise
-        return _problem(destination, out, str(error))
-    return None
+        reason = str(error)
+    except OSError as error:  # a name too long for this system, a disk that fails
+        reason = f"cannot write {destination.path}: {error.strerror or error}"
+    else:
+        return None
+    if out is not None:
+        raise OutputError(reason)
+    return _problem(destination, out, reason)
 
 
 def _problem(destination: Destination, out: Path | None, message: str) -> Problem:

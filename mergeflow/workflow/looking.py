@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeflow.execute.events import Listener
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of a step's result, computed one at a time."""
-    from mergeflow.execute.records import Settings
     from mergeflow.execute.files import writing
+    from mergeflow.execute.records import Settings
     from mergeflow.execute.task import compute_tensor
 
     stated = recipe.step(step).dtype or recipe.step(step).out_dtype

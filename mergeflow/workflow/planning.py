@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mergeflow.cache.store import Cache
@@ -37,7 +38,10 @@ def plan_recipe(recipe: Recipe, out: Path | None, options: Options, listen: List
     wanted = [target for destination in found for target in targets(destination, present_works(destination))]
     known = look_up(compiled, options.cache, listen)
     history = read_history(options.state, recipe)
-    return make_plan(recipe, compiled, wanted, known, budget(options), history)
+    plan = make_plan(recipe, compiled, wanted, known, budget(options), history)
+    places = {destination.step: destination.path for destination in found if destination.path is not None}
+    outputs = [replace(it, path=str(places[it.step]) if it.step in places else None) for it in plan.outputs]
+    return replace(plan, outputs=tuple(outputs))
 
 
 def budget(options: Options) -> Budget:

@@ -8,6 +8,7 @@ the rest is planned again.
 
 from __future__ import annotations
 
+import math
 import resource
 import threading
 import time
@@ -24,6 +25,7 @@ from mergeflow.execute.schedule import Scheduler, make_scheduler
 from mergeflow.graph.history import describe_steps
 from mergeflow.graph.plan import Fate, Plan, make_plan
 from mergeflow.graph.values import Compiled
+from mergeflow.models.records import Checkpoint
 from mergeflow.output.publish import Published, publish
 from mergeflow.output.staging import Staging, complete_shard, open_staging
 from mergeflow.recipe.records import Recipe
@@ -96,6 +98,8 @@ class _Run:
         elif isinstance(event, PhaseStarted) and event.name == "digest":
             self.digest_bytes += event.total_bytes
         elif isinstance(event, Warned):
+            if event.message in self.warnings:
+                return
             self.warnings.append(event.message)
         self.listen(event)
 
@@ -161,23 +165,24 @@ class _Run:
         Cache(self.options.cache).discard(error.key)
 
     def publish(self, compiled: Compiled, destination: Destination, staging: Staging) -> Published:
-        self.warn(self._same_as_an_input(destination))
+        self.warn(self._same_as_an_input(compiled, destination))
         files = new_files(self.recipe, compiled, destination)
         with self.phase("publish", 0):
             done = publish(staging, files, lock_of(self.recipe, compiled, destination))
         self.warn(done.warnings)
         return done
 
-    def _same_as_an_input(self, destination: Destination) -> list[str]:
+    def _same_as_an_input(self, compiled: Compiled, destination: Destination) -> list[str]:
         """A warning when every tensor of an output turned out to be, byte for byte, that of one input model."""
-        names = {(destination.step, tensor.name) for tensor in destination.compiled.tensors}
-        same = {name: paths for result in self.results for name, paths in result.same_as.items() if name in names}
-        if len(same) < len(names):
-            return []
-        folders = set.intersection(*({str(Path(path).parent) for path in paths} for paths in same.values()))
-        return [
-            f"the output {destination.step} is identical to {folder}: the merge changed nothing" for folder in folders
+        names = [tensor.name for tensor in destination.compiled.tensors if math.prod(tensor.shape) > 0]
+        equal = {name: digests for result in self.results for name, digests in result.same_as.items()}
+        same = [
+            model.label
+            for model in compiled.checkpoints.values()
+            if names
+            and all(_digest(compiled, model, name) in equal.get((destination.step, name), ()) for name in names)
         ]
+        return [f"the output {destination.step} is identical to {label}: the merge changed nothing" for label in same]
 
     def report(
         self,
@@ -223,6 +228,11 @@ class _Run:
             },
             warnings=tuple(self.warnings),
         )
+
+
+def _digest(compiled: Compiled, model: Checkpoint, name: str) -> str | None:
+    source = model.tensors.get(name)
+    return None if source is None else compiled.graph.digests.get(source)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeflow.output import transfer
-from mergeflow.output.transfer import KernelCopy, copy_range, exchange_names, kernel_copy, start_writeback, write_all
+from mergeflow.execute.writeback import start_writeback, write_all
+from mergeflow.output.transfer import KernelCopy, copy_range, exchange_names, kernel_copy
 
 
 def not_offered(*_: int) -> int:

@@ -67,7 +67,7 @@ def run(recipe: Path, *arguments: str) -> dict[str, NDArray[np.generic]]:
     """Run a recipe from the command line, as its comments say, and read what it wrote. Returns its tensors."""
     out = recipe.parent / "made"
     command = [*MERGEFLOW, "run", str(recipe), str(out), "--quiet", "--no-cache", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MERGEFLOW_HOME": str(recipe.parent / "home")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=recipe.parent, env=environment)
     assert done.returncode == 0, done.stderr
     return load_file(out / "model.safetensors")
