@@ -107,6 +107,15 @@ def make_checkpoints(folder: Path, shape: Shape) -> dict[str, Path]:
     return {name: folder / name for name in NAMES}
 
 
+def require_room(folder: Path, shape: Shape) -> None:
+    """Stop before the disk is full: the models that are missing, and as many bytes again for outputs and caches."""
+    missing = [name for name in NAMES if not (folder / name).exists()]
+    needed = (len(missing) + len(NAMES)) * 2 * shape.parameters()
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise SystemExit(f"{folder}: {needed / 1e9:.0f} GB are needed, {free / 1e9:.0f} GB are free")
+
+
 def write_checkpoint(folder: Path, shape: Shape, name: str) -> None:
     """Write the model `name` (one of NAMES) to `folder`, which appears only when it is complete."""
     partial = folder.with_name(f".{folder.name}.partial")
@@ -164,6 +173,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="another number of layers")
     arguments = parser.parse_args()
     shape = with_layers(SIZES[arguments.size], arguments.layers)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    require_room(arguments.folder, shape)
     for name, folder in make_checkpoints(arguments.folder, shape).items():
         print(f"{name}: {folder}")
 

@@ -21,9 +21,10 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Cluster:
-    """The scheduler's address, and the workers' processes (each with one thread, and nobody who restarts it)."""
+    """The scheduler's address, its process, and the workers' (each with one thread, and nobody who restarts it)."""
 
     address: str
+    scheduler: subprocess.Popen[bytes]
     workers: tuple[subprocess.Popen[bytes], ...]
 
 
@@ -33,14 +34,17 @@ def dask_cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
     folder.mkdir(parents=True)
     contact = folder / "scheduler.json"
     with ExitStack() as stack:
-        stack.enter_context(_process("dask_scheduler", folder / "scheduler.log", "--port", "0", "--scheduler-file", contact))
+        words = ("--port", "0", "--scheduler-file", contact)
+        scheduler = stack.enter_context(_process("dask_scheduler", folder / "scheduler.log", *words))
         address = _wait_for(lambda: _address(contact))
         logs = [folder / f"worker-{number}.log" for number in range(workers)]
-        quiet = ("--nthreads", "1", "--no-nanny", "--local-directory", folder)
-        started = [stack.enter_context(_process("dask_worker", log, address, *quiet)) for log in logs]
-        for log in logs:
-            _wait_for(lambda log=log: "Registered to" in log.read_text() or None)  # type: ignore[misc]
-        yield Cluster(address, tuple(started))
+        words = ("--nthreads", "1", "--no-nanny", "--local-directory", folder)
+        started = [stack.enter_context(_process("dask_worker", log, address, *words)) for log in logs]
+        _wait_for(lambda: all("Registered to" in log.read_text() for log in logs) or None)
+        yield Cluster(address, scheduler, tuple(started))
+        # All at once, workers first: each takes its time to say goodbye.
+        for process in (*started, scheduler):
+            process.terminate()
 
 
 @contextmanager

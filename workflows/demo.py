@@ -202,10 +202,11 @@ def main() -> None:
         for name, (folder, trained) in made.items():
             state = "trained" if trained else "trained earlier"
             console.print(f"  {folder.relative_to(HERE.parent)}: {state}, {SCHEDULES[name].steps} steps")
-        parents = [
-            pool.submit(measure, "original", base),
-            *(pool.submit(measure, f"{name} specialist", folder) for name, (folder, _) in made.items()),
-        ]
+        # Measured before anything is merged, and not beside it: what a run costs is its own.
+        with console.status("measuring them"):
+            names = ["original", *(f"{name} specialist" for name in made)]
+            folders = [base, *(folder for folder, _ in made.values())]
+            parents = list(pool.map(measure, names, folders))
 
         reports = {"first run": mergeflow(console)}
         check_it_loads(OUTPUT)
@@ -215,7 +216,7 @@ def main() -> None:
         check_it_loads(OUTPUT)
         changed = pool.submit(measure, f"merged, {CHANGE}", OUTPUT).result()
         console.print("\n[bold]Accuracy on held-out examples[/] (the label whose centre is nearest)")
-        console.print(quality_table([*(parent.result() for parent in parents), merged, changed]))
+        console.print(quality_table([*parents, merged, changed]))
     console.print("[bold]What each run cost[/]")
     console.print(cost_table(reports))
     console.print(f"The merged model is in {OUTPUT.relative_to(HERE.parent)}; transformers loads it without a warning.")

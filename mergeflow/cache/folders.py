@@ -40,6 +40,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{2}")
 _TAG_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55\n"  # https://bford.info/cachedir/
 _TAG = _TAG_SIGNATURE + b"# A mergeflow cache. Entries may be deleted at any time: they are computed again.\n"
+_DRAFT = ".tag-"
 _OCCUPIED = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 _NOT_USABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 # Each attempt fails only when another process published, removed or cleared in between.
@@ -171,17 +172,20 @@ class Folders:
             yield from (f"{self.works}/{name}" for name in os.listdir(self.works))
 
     def _prepare(self) -> None:
-        """Makes the folder and its tag, or raises CacheError when a folder that is not ours stands in its place."""
+        """Makes the folder, or raises CacheError when one that is not ours stands in its place.
+
+        The tag comes before .tmp, which everybody needs to publish anything: who sees an entry finds the tag too.
+        """
+        os.makedirs(self.base, exist_ok=True)
+        names = {name for name in os.listdir(self.base) if not name.startswith(_DRAFT)}
+        # Looked for after listing: whoever published an entry had seen the tag before it.
+        if not self.is_ours():
+            if names - {os.path.basename(self.works), os.path.basename(self.tag)}:
+                raise CacheError(f"{self.base} holds files but is not a mergeflow cache; name another folder")
+            draft = f"{self.base}/{_DRAFT}{secrets.token_hex(8)}"
+            Path(draft).write_bytes(_TAG)
+            os.replace(draft, self.tag)
         os.makedirs(self.works, exist_ok=True)
-        strangers = set(os.listdir(self.base)) - {os.path.basename(self.works)}
-        # Looked for after listing: whoever published an entry had written the tag before it.
-        if self.is_ours():
-            return
-        if strangers - {os.path.basename(self.tag)}:
-            raise CacheError(f"{self.base} holds files but is not a mergeflow cache; name another folder")
-        draft = f"{self.works}/{_owner(os.getpid())}-{secrets.token_hex(8)}"
-        Path(draft).write_bytes(_TAG)
-        os.replace(draft, self.tag)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergeflow.cli.console import plain, show_problems, stdout
+from mergeflow.cli.console import plain, show_problems, stdout, styled
 from mergeflow.cli.units import counted
 from mergeflow.graph.values import Compiled
 
@@ -16,7 +16,7 @@ def show_verdict(recipe: Path, compiled: Compiled, *, failed: bool) -> None:
         return
     made = ", ".join(f"{output.output.step} ({counted(len(output.tensors), 'tensor')})" for output in compiled.outputs)
     steps = counted(len(compiled.results), "step")
-    stdout().print(f"[green]{plain(recipe)} is valid[/]: {steps}, makes {plain(made)}")
+    stdout().print(styled((f"{plain(recipe)} is valid", "green"), f": {steps}, makes {plain(made)}"))
 
 
 def problems_json(compiled: Compiled) -> dict[str, object]:

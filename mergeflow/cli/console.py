@@ -1,7 +1,7 @@
 """Where the command line writes: results to stdout, everything else to stderr, colour only where it is wanted.
 
 rich leaves colour out when the stream is not a terminal or ``NO_COLOR`` is set. Its other ideas of text are kept from
-what we did not write: ``[words]`` in a path are no markup, ``:100:`` in ``recipe.yaml:100:3`` is no emoji, a name out
+what we print: ``[words]`` in a path are no markup, ``:100:`` in ``recipe.yaml:100:3`` is no emoji, a name out
 of a stranger's file sends nothing to the terminal but letters (`plain`), and a table that a program reads is not
 squeezed into 80 columns.
 
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, TextIO, cast
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from mergeflow.errors import MergeflowError, Problem, RecipeError, RunError
 
@@ -105,9 +105,13 @@ def print_json(value: object) -> None:
 
 
 def plain(text: object) -> str:
-    """`text` so that rich prints exactly it: no markup, and control characters as escapes, on one line."""
-    whole = str(text).translate(_ESCAPES).encode("utf-8", errors="backslashreplace").decode("utf-8")
-    return escape(whole)
+    """`text` on one line, with control characters (and what is no Unicode) as escapes."""
+    return str(text).translate(_ESCAPES).encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """A line of parts, some of them with a style of rich's: ``("error:", "bold red")``."""
+    return Text.assemble(*parts)
 
 
 def show_error(error: MergeflowError) -> None:
@@ -115,7 +119,7 @@ def show_error(error: MergeflowError) -> None:
     if isinstance(error, RecipeError):
         show_problems(error.problems)
     else:
-        stderr().print(f"[bold red]error:[/] {plain(error)}")
+        stderr().print(styled(("error:", "bold red"), f" {plain(error)}"))
 
 
 def show_problems(problems: Sequence[Problem]) -> None:
@@ -125,13 +129,13 @@ def show_problems(problems: Sequence[Problem]) -> None:
         colour = "bold red" if problem.severity == "error" else "yellow"
         where = f"{problem.position}: " if problem.position else ""
         path = f"{problem.path}: " if problem.path else ""
-        console.print(f"{plain(where)}[{colour}]{problem.severity}:[/] {plain(path + problem.message)}")
+        console.print(styled(plain(where), (f"{problem.severity}:", colour), f" {plain(path + problem.message)}"))
 
 
 def show_warning(message: str) -> None:
     """One warning on stderr, above the progress bar when one is drawn. A problem's own text says where it is."""
     text = message if "warning: " in message else f"warning: {message}"
-    stderr().print(f"[yellow]{plain(text)}[/]")
+    stderr().print(styled((plain(text), "yellow")))
 
 
 @contextlib.contextmanager
@@ -152,9 +156,8 @@ class _Shown(logging.Handler):
 
 def _console(output: Output | None) -> Console:
     """A console that writes to `output`; to nothing when the stream was closed before we started."""
-    console = Console(
-        file=cast("IO[str] | None", output), quiet=output is None, highlight=False, soft_wrap=True, emoji=False
-    )
+    file = cast("IO[str] | None", output)
+    console = Console(file=file, quiet=output is None, markup=False, emoji=False, highlight=False, soft_wrap=True)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = WIDE
     return console

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from mergeflow.cli.console import plain, stdout
+from mergeflow.cli.console import plain, stdout, styled
 from mergeflow.graph.formula import short
 from mergeflow.workflow.explaining import StepExplanation, TensorExplanation
 
@@ -14,9 +14,9 @@ def show_explanation(found: Sequence[TensorExplanation]) -> None:
     """Each tensor with the steps of its making."""
     console = stdout()
     for tensor in found:
-        console.print(f"[bold]{plain(tensor.name)}[/]  {tensor.dtype} {plain(list(tensor.shape))}")
+        console.print(styled((plain(tensor.name), "bold"), f"  {tensor.dtype} {list(tensor.shape)}"))
         for step in tensor.steps:
-            console.print(f"  [cyan]{plain(step.step)}[/] = {plain(step.formula)}")
+            console.print(styled("  ", (plain(step.step), "cyan"), f" = {plain(step.formula)}"))
             console.print(f"    {plain(_details(step))}")
 
 

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from mergeflow.cli.console import log_warnings_shown, plain, show_error, stderr
+from mergeflow.cli.console import log_warnings_shown, plain, show_error, stderr, styled
 from mergeflow.errors import MergeflowError, RunError
 
 P = ParamSpec("P")
@@ -60,7 +60,7 @@ def _refusal(error: MemoryError | OSError) -> RunError:
 
 def _report_our_mistake(error: Exception) -> None:
     message = f"this is a mistake in mergeflow, not in your recipe: {type(error).__name__}: {error}"
-    stderr().print(f"[bold red]error:[/] {plain(message)}\n{plain(_what_to_do(error))}")
+    stderr().print(styled(("error:", "bold red"), f" {plain(message)}\n{plain(_what_to_do(error))}"))
 
 
 def _what_to_do(error: Exception) -> str:
@@ -76,5 +76,5 @@ def _is_shown(error: BaseException) -> bool:
     """Whether the traceback is on the screen, for whoever asked for it."""
     wanted = bool(os.environ.get("MERGEFLOW_DEBUG"))
     if wanted:
-        stderr().print("".join(traceback.format_exception(error)), markup=False)
+        stderr().print("".join(traceback.format_exception(error)))
     return wanted

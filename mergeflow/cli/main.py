@@ -5,18 +5,14 @@ Commands import what they need when they run, so that `validate` and `plan` star
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mergeflow.cli.console import print_json, print_text
+from mergeflow.cli.flags import cache_folder, make_options, read_with
 from mergeflow.cli.guard import guarded
-
-if TYPE_CHECKING:
-    from mergeflow.recipe.records import Recipe
-    from mergeflow.workflow.options import Options
 
 app = typer.Typer(
     help="Merge language models by recipes. Change one number, pay only for the tensors that change.",
@@ -81,10 +77,19 @@ def run(
     """
     from mergeflow.cli.reporting import check_report_place, write_report
 
-    options = _options(cache, no_cache, scheduler, workers, device, memory, strict, allow_nonfinite)
+    options = make_options(
+        cache,
+        no_cache,
+        scheduler=scheduler,
+        workers=workers,
+        device=device,
+        memory=memory,
+        strict=strict,
+        allow_non_finite=allow_nonfinite,
+    )
     if report is not None:
         check_report_place(report)
-    read = _read(recipe, set_)
+    read = read_with(recipe, set_)
 
     from mergeflow.cli.console import stdout
     from mergeflow.cli.progress import ProgressBar, only_warnings
@@ -127,8 +132,8 @@ def plan(
     from mergeflow.cli.show import plan_json, show_plan
     from mergeflow.workflow.planning import plan_recipe
 
-    options = _options(cache, no_cache, "threads", workers, "auto", memory, strict, False)
-    made = plan_recipe(_read(recipe, set_), out, options, only_warnings)
+    options = make_options(cache, no_cache, workers=workers, memory=memory, strict=strict)
+    made = plan_recipe(read_with(recipe, set_), out, options, only_warnings)
     if as_json:
         print_json(plan_json(made))
     else:
@@ -146,7 +151,7 @@ def validate(recipe: Recipe_, set_: Set = None, strict: Strict = False, as_json:
     from mergeflow.execute.events import ignore
     from mergeflow.workflow.validating import validate_recipe
 
-    compiled = validate_recipe(_read(recipe, set_), ignore, strict=strict)
+    compiled = validate_recipe(read_with(recipe, set_), ignore, strict=strict)
     failed = any(problem.severity == "error" for problem in compiled.problems)
     if as_json:
         print_json(problems_json(compiled))
@@ -170,8 +175,8 @@ def explain(
     from mergeflow.cli.progress import only_warnings
     from mergeflow.workflow.explaining import explain_recipe
 
-    options = _options(cache, no_cache, "threads", None, "auto", None, False, False)
-    found = explain_recipe(_read(recipe, set_), tensor, options, only_warnings)
+    options = make_options(cache, no_cache)
+    found = explain_recipe(read_with(recipe, set_), tensor, options, only_warnings)
     if as_json:
         print_json(explain_json(found))
     else:
@@ -210,7 +215,7 @@ def cache_ls(cache: CacheFolder = None, as_json: Json = False) -> None:
     """List what is in the cache: key, kind, operation, size."""
     from mergeflow.cli.caching import list_entries
 
-    list_entries(_cache(cache), as_json=as_json)
+    list_entries(cache_folder(cache), as_json=as_json)
 
 
 @cache_app.command("du")
@@ -219,7 +224,7 @@ def cache_du(cache: CacheFolder = None, as_json: Json = False) -> None:
     """Say how much room the cache takes."""
     from mergeflow.cli.caching import show_usage
 
-    show_usage(_cache(cache), as_json=as_json)
+    show_usage(cache_folder(cache), as_json=as_json)
 
 
 @cache_app.command("clear")
@@ -231,7 +236,7 @@ def cache_clear(
     """Remove everything from the cache. Outputs stay; the next runs compute again."""
     from mergeflow.cli.caching import clear_entries
 
-    clear_entries(_cache(cache), ask=not yes)
+    clear_entries(cache_folder(cache), ask=not yes)
 
 
 def _version(wanted: bool) -> None:
@@ -249,73 +254,6 @@ def mergeflow(
     ] = False,
 ) -> None:
     """Merge language models by recipes. Change one number, pay only for the tensors that change."""
-
-
-def _read(recipe: Path, settings: list[str] | None) -> Recipe:
-    from mergeflow.recipe.read import read_recipe
-
-    overrides = {}
-    for setting in settings or []:
-        name, equals, value = setting.partition("=")
-        if not equals or not name.strip():
-            raise typer.BadParameter(f"--set takes NAME=VALUE, not {setting!r}")
-        overrides[name.strip()] = value
-    return read_recipe(recipe, overrides)
-
-
-def _options(
-    cache: Path | None,
-    no_cache: bool,
-    scheduler: str,
-    workers: int | None,
-    device: str,
-    memory: str | None,
-    strict: bool,
-    allow_non_finite: bool,
-) -> Options:
-    from mergeflow.workflow.options import Options, available_cores
-
-    if no_cache and cache is not None:
-        raise typer.BadParameter("--cache and --no-cache exclude each other")
-    if scheduler not in ("threads", "processes") and "://" not in scheduler:
-        raise typer.BadParameter(
-            f"--scheduler is threads, processes or an address such as tcp://host:8786, not {scheduler!r}"
-        )
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
-        raise typer.BadParameter(f"--device is auto, cpu, cuda or cuda:N, not {device!r}")
-    tasks = workers or available_cores()
-    return Options(
-        cache=None if no_cache else _cache(cache),
-        scheduler=scheduler,
-        workers=tasks,
-        device=device,
-        memory=_memory(memory, tasks) if memory is not None else None,
-        strict=strict,
-        allow_non_finite=allow_non_finite,
-    )
-
-
-def _memory(text: str, tasks: int) -> int:
-    from mergeflow.cli.units import counted, parse_memory, size_text
-    from mergeflow.graph.memory import least_bytes
-
-    try:
-        limit = parse_memory(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--memory: {error}") from error
-    least = least_bytes(tasks)
-    if limit < least:
-        needs = f"{counted(tasks, 'task')} at a time take {size_text(least)}"
-        raise typer.BadParameter(f"--memory {text} is too little: {needs}; give more, or fewer --workers")
-    return limit
-
-
-def _cache(named: Path | None) -> Path:
-    import os
-
-    from mergeflow.cache.place import default_cache
-
-    return named if named is not None else default_cache(os.environ, Path.cwd())
 
 
 def main() -> None:

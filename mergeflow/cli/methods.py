@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
 from rich.table import Table
 
 from mergeflow.cli.console import print_text, stdout
@@ -23,7 +22,7 @@ def show_methods(name: str | None) -> None:
     table.add_column("method", no_wrap=True)
     table.add_column("what it does")
     for method in METHODS.values():
-        table.add_row(method.name, escape(method.summary))
+        table.add_row(method.name, method.summary)
     console.print(table)
     console.print("\nmergeflow methods NAME says more")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from mergeflow.cli.console import plain
+from mergeflow.cli.console import plain, styled
 from mergeflow.cli.units import counted, seconds_text, size_text
 from mergeflow.graph.plan import Plan, StepPlan
 from mergeflow.workflow.report import RunReport
@@ -99,7 +99,7 @@ def show_report(report: RunReport, console: Console) -> None:
     """What a run did, in a few lines."""
     counts, moved = report.tensors, report.bytes
     for output in report.outputs:
-        console.print(f"[bold]{plain(output.step)}[/] -> {plain(output.path)}")
+        console.print(styled((plain(output.step), "bold"), f" -> {plain(output.path)}"))
     total = counted(counts.total, "tensor")
     console.print(
         f"{total}: {counts.computed} computed, {counts.cached} from the cache, {counts.kept} kept as they were; "

@@ -7,8 +7,10 @@ fails, or the user interrupts, tasks that have started stop at their next block 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -60,13 +62,16 @@ class ThreadScheduler:
                 raise Stopped
             emit(BytesMoved(read, written))
 
-        def work(task: Task) -> str:
+        # Dask starts nodes that depend on nothing in an order of its own (the last first, today); tasks are taken in the
+        # order of the output, so that shards complete one by one and are written in rising offsets.
+        waiting = deque(tasks)
+
+        def work() -> None:
             if stop.is_set():
                 raise Stopped
-            finished(run_task(task, settings, moved))
-            return task.name
+            finished(run_task(waiting.popleft(), settings, moved))
 
-        graph = {task.name: DaskTask(task.name, work, task) for task in tasks}
+        graph = {task.name: DaskTask(task.name, work) for task in tasks}
         # A pool of our own, because leaving it waits for tasks that still run: none of them may write into an output,
         # or complete a shard of it, that the run has given up and another one has begun anew.
         with ThreadPoolExecutor(self.threads) as pool:
@@ -191,7 +196,12 @@ def _local_cluster(workers: int) -> Iterator[str]:
     # Port 0: any that is free. (None would mean the usual one, and a warning when another cluster has it.)
     quiet = {"dashboard": False}
     with LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", scheduler_kwargs=quiet
+        n_workers=workers,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs=quiet,
+        preload=["mergeflow.execute.deafness"],
+        silence_logs=logging.CRITICAL,  # what a task fails of is said once, by us
     ) as cluster:
         yield str(cluster.scheduler_address)
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from mergeflow.dtypes import DType, compute_dtype
-from mergeflow.graph.program import Instruction, Pass, Program
+from mergeflow.graph.program import Form, Instruction, Outline, Pass, Program
 
 StepKind = Literal["read", "back", "widen", "compute", "store", "update", "sink"]
 
@@ -51,7 +52,12 @@ class Sweep:
 
 def plan_sweep(program: Program, sweep: Pass) -> Sweep:
     """The steps of a pass, with a buffer for each value."""
-    return _assign_slots(_steps(program, sweep))
+    return _plan(program.outline, sweep)
+
+
+@lru_cache(maxsize=1024)
+def _plan(outline: Outline, sweep: Pass) -> Sweep:
+    return _assign_slots(_steps(outline, sweep))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ class _Draft:
     inputs: tuple[Value, ...]
 
 
-def operand_dtype(instruction: Instruction, inputs: Sequence[Instruction]) -> DType:
+def operand_dtype(instruction: Form | Instruction, inputs: Sequence[Form | Instruction]) -> DType:
     """The dtype an instruction reads its tensors in: the one it computes in, float64 or float32."""
     if instruction.dtype is not None and instruction.op != "cast":
         return instruction.dtype
@@ -70,12 +76,12 @@ def operand_dtype(instruction: Instruction, inputs: Sequence[Instruction]) -> DT
     return max(wide, key=lambda dtype: dtype.itemsize)
 
 
-def _steps(program: Program, sweep: Pass) -> list[_Draft]:
-    instructions = program.instructions
+def _steps(outline: Outline, sweep: Pass) -> list[_Draft]:
+    instructions = outline.forms
     drafts: list[_Draft] = []
     ready: set[Value] = set()
     waiting = list(sweep.statistics)
-    sinks = {k: program.sinks[k].instruction for k in sweep.sinks}
+    sinks = {k: outline.sinks[k] for k in sweep.sinks}
 
     def operands(i: int) -> tuple[Value, ...]:
         tensors = [j for j in instructions[i].inputs if instructions[j].dtype is not None]
@@ -108,13 +114,13 @@ def _steps(program: Program, sweep: Pass) -> list[_Draft]:
     return drafts
 
 
-def _own(instructions: Sequence[Instruction], i: int) -> Value:
+def _own(instructions: Sequence[Form], i: int) -> Value:
     dtype = instructions[i].dtype
     assert dtype is not None  # statistics are not values of a block
     return Value(i, dtype)
 
 
-def _all_ready(instructions: Sequence[Instruction], statistic: int, ready: set[Value]) -> bool:
+def _all_ready(instructions: Sequence[Form], statistic: int, ready: set[Value]) -> bool:
     tensors = [j for j in instructions[statistic].inputs if instructions[j].dtype is not None]
     return all(_own(instructions, j) in ready for j in tensors)
 
@@ -132,6 +138,6 @@ def _assign_slots(drafts: Sequence[_Draft]) -> Sweep:
             used = max(used, slot + 1)
             slots[draft.result] = slot
         steps.append(Step(draft.kind, draft.number, slot, draft.result, draft.inputs))
-        done = {value for value in (*draft.inputs, draft.result) if value and last_use[value] == at}
+        done = dict.fromkeys(value for value in (*draft.inputs, draft.result) if value and last_use[value] == at)
         free += [slots[value] for value in done]
     return Sweep(tuple(steps), used)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -77,7 +77,7 @@ def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResu
     ):
         evaluation = _evaluate(program, settings, store, files, results, moved)
         warnings = _check_finite(evaluation, settings)
-        results.publish()
+        results.publish(_made_non_finite(evaluation))
     names = tuple((sink.output, sink.name) for sink in program.sinks if sink.place is not None)
     return TaskResult(
         task="",
@@ -89,7 +89,7 @@ def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResu
         same_as={
             (program.sinks[k].output, program.sinks[k].name): tuple(program.instructions[i].key for i in sorted(same))
             for k, same in evaluation.same_as.items()
-            if same
+            if same and program.sinks[k].place is not None
         },
         warnings=warnings,
     )
@@ -123,7 +123,7 @@ class _Records:
         self._store = store
 
     def keep(self, instruction: Instruction, record: Mapping[str, object]) -> None:
-        if self._store is not None and instruction.key:
+        if self._store is not None and instruction.key and instruction.keep:
             with _caching():
                 self.written += self._store.write_record(instruction.key, dict(record), _about(instruction))
 
@@ -180,14 +180,19 @@ class _Results:
     def record(self, instruction: Instruction, record: Mapping[str, object]) -> None:
         self._records.keep(instruction, record)
 
-    def publish(self) -> None:
-        """Make the cached tensors of the program visible; called when all of it has succeeded."""
+    def publish(self, spoiled: Set[int]) -> None:
+        """Make the cached tensors of the program visible; called when all of it has succeeded.
+
+        Args:
+            spoiled: instructions with a NaN or infinity that no input had. They are not kept: read back, it would
+                count as one the inputs had.
+        """
         for sink in self._program.sinks:
-            if sink.place is None:
+            if sink.place is None and sink.instruction not in spoiled:
                 writer = self._writer(self._program.instructions[sink.instruction])
                 with _caching():
                     self._tensor_bytes += writer.publish() if writer is not None else 0
-        self._writers.clear()
+                del self._writers[self._program.instructions[sink.instruction].key]
 
     def _writer(self, instruction: Instruction) -> TensorWriter | None:
         if instruction.key not in self._writers:
@@ -210,6 +215,11 @@ def _caching() -> Iterator[None]:
 
 def _about(instruction: Instruction) -> dict[str, object]:
     return {"op": instruction.op, "version": OPS[instruction.op].version if instruction.op in OPS else 0}
+
+
+def _made_non_finite(evaluation: Evaluation) -> frozenset[int]:
+    sinks = evaluation.program.sinks
+    return frozenset(sinks[k].instruction for k, fault in evaluation.not_finite.items() if not fault.inherited)
 
 
 def _check_finite(evaluation: Evaluation, settings: Settings) -> tuple[str, ...]:

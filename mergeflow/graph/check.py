@@ -112,14 +112,15 @@ def result_type(step: Step, method: Method, form: Form, types: Mapping[Source, V
 def path_of(step: Step, source: Source) -> str:
     """The field of a step that names a source."""
     places: Sequence[int] = [i for i, entry in enumerate(step.inputs) if entry.source == source]
-    return f"models[{places[0]}]" if places else "base_model"
+    return f"models[{places[0]}].model" if places else "base_model"
 
 
 def _check_inputs(step: Step, method: Method, form: Form) -> Iterator[Problem]:
     seen: set[Source] = set()
     for index, entry in enumerate(step.inputs):
         if entry.source in seen:
-            yield _problem(step, form, f"models[{index}]", f"{entry.source} is listed twice; list each model once")
+            message = f"{entry.source} is listed twice; list each model once"
+            yield _problem(step, form, f"models[{index}].model", message)
         seen.add(entry.source)
     if method.base == "required" and step.base is None:
         yield _problem(step, form, "merge_method", f"{method.name} needs a base_model")

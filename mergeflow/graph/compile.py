@@ -198,7 +198,7 @@ class _Compilation:
         tensors = {source: result.tensors[name] for source, result in inputs.items()}
         nodes = [tensor.node for tensor in tensors.values()]
         if is_buffer(self.graph, nodes):
-            return self._carry(step, {inputs[source].label: t.node for source, t in tensors.items()}, name)
+            return self._carry([(inputs[source].label, tensor.node) for source, tensor in tensors.items()], name)
         operands = operand_sources(step, method)
         parameters = self._parameters(step, method, operands, name, layout.gradient_position(name))
         has_base = method.base != "ignored" and step.base is not None
@@ -226,12 +226,12 @@ class _Compilation:
     def _emit(self, op: str, inputs: Sequence[int], **parameters: object) -> int:
         return self.graph.add(op, inputs, parameters)
 
-    def _carry(self, step: Step, nodes: Mapping[str, int], name: str) -> tuple[Tensor, Parameters]:
+    def _carry(self, nodes: Sequence[tuple[str, int]], name: str) -> tuple[Tensor, Parameters]:
         difference = buffers_differ(self.graph, nodes)
         if difference:
             self._note("models", _Fault(f"an integer tensor is carried along, not merged: {difference}"), name)
             raise _Stop
-        node = next(iter(nodes.values()))
+        _, node = nodes[0]
         dtype = self.graph[node].dtype
         assert dtype is not None  # a model's tensor, never a statistic
         return Tensor(node, dtype), Parameters({}, ())

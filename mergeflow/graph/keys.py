@@ -18,7 +18,7 @@ infinities cannot be written: no parameter may be either.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import blake3
 
@@ -34,9 +34,16 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def node_key(op: str, version: int, parameters: Mapping[str, object], dtype: str | None, inputs: Sequence[str]) -> str:
-    """The key of a computed value, 64 hexadecimal characters. `inputs` are keys, in the operation's order."""
-    return blake3.blake3(canonical([FORMAT, op, version, dict(parameters), dtype, list(inputs)])).hexdigest()
+def node_key(op: str, version: int, parameters: bytes, dtype: str | None, inputs: Sequence[str]) -> str:
+    """The key of a computed value, 64 hexadecimal characters.
+
+    Args:
+        parameters: their canonical text.
+        inputs: keys, in the operation's order.
+    """
+    head = canonical([FORMAT, op, version])[:-1]
+    tail = canonical([dtype, list(inputs)])[1:]
+    return blake3.blake3(b",".join((head, parameters, tail))).hexdigest()
 
 
 def combined_key(keys: Sequence[str]) -> str:

@@ -64,19 +64,19 @@ def is_buffer(graph: Graph, nodes: Sequence[int]) -> bool:
     return any(not dtype.is_float for node in nodes if (dtype := graph[node].dtype) is not None)
 
 
-def buffers_differ(graph: Graph, nodes: Mapping[str, int]) -> str | None:
-    """Why integer tensors of one name, by model label, cannot be carried along; None when they are equal.
+def buffers_differ(graph: Graph, nodes: Sequence[tuple[str, int]]) -> str | None:
+    """Why integer tensors of one name, with their models' labels, cannot be carried along; None when they are equal.
 
     Contents are compared by key, so a difference shows only once the digests are known.
     """
-    labels = list(nodes)
-    first = graph[nodes[labels[0]]]
-    for label in labels[1:]:
-        node = graph[nodes[label]]
+    (first_label, first_node), *others = nodes
+    first = graph[first_node]
+    for label, other in others:
+        node = graph[other]
         if node.dtype != first.dtype:
-            return f"it is {first.dtype} in {labels[0]}, {node.dtype} in {label}"
+            return f"it is {first.dtype} in {first_label}, {node.dtype} in {label}"
         if node.key is not None and first.key is not None and node.key != first.key:
-            return f"its contents in {labels[0]} and {label} differ"
+            return f"its contents in {first_label} and {label} differ"
     return None
 
 

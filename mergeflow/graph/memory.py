@@ -87,24 +87,23 @@ def make_budget(memory: int | None, threads: int, free_bytes: int) -> Budget:
 def allocate(program: Program, share_bytes: int) -> Storage:
     """Where the kept values of a program lie: stored values first, then the inputs read most often.
 
-    Values whose passes do not overlap share the same bytes. Inputs that do not fit are not kept at all.
+    Values whose passes do not overlap share the same bytes, of the arena and of the scratch file alike. Inputs that do
+    not fit are not kept at all.
     """
     placed: list[tuple[Keep, int, int]] = []
-    file_bytes = 0
     for i, first, last, is_input in _wishes(program):
         dtype = program.instructions[i].dtype
         assert dtype is not None  # only tensors are kept
         nbytes = -(-program.size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        busy = [keep for keep, start, end in placed if keep.home == "memory" and start <= last and first <= end]
-        offset = _first_gap(busy, nbytes)
+        alive = [keep for keep, start, end in placed if start <= last and first <= end]
+        offset = _first_gap([keep for keep in alive if keep.home == "memory"], nbytes)
         if offset + nbytes <= share_bytes:
             placed.append((Keep(i, "memory", offset, nbytes), first, last))
         elif not is_input:
-            placed.append((Keep(i, "file", file_bytes, nbytes), first, last))
-            file_bytes += nbytes
+            offset = _first_gap([keep for keep in alive if keep.home == "file"], nbytes)
+            placed.append((Keep(i, "file", offset, nbytes), first, last))
     keeps = tuple(keep for keep, _, _ in placed)
-    arena = max((keep.offset + keep.nbytes for keep in keeps if keep.home == "memory"), default=0)
-    return Storage(keeps, arena, file_bytes)
+    return Storage(keeps, arena_bytes=_end_of(keeps, "memory"), file_bytes=_end_of(keeps, "file"))
 
 
 def peak_bytes(programs: Iterable[Program], budget: Budget) -> int:
@@ -122,6 +121,10 @@ def _wishes(program: Program) -> list[tuple[int, int, int, bool]]:
             stored.append((i, number, max(uses, default=number), False))
     inputs = [(i, uses[0], uses[-1], True) for i, uses in program.reads().items() if len(uses) > 1]
     return stored + sorted(inputs, key=lambda wish: (wish[2] - wish[1], wish[0]))
+
+
+def _end_of(keeps: Sequence[Keep], home: Home) -> int:
+    return max((keep.offset + keep.nbytes for keep in keeps if keep.home == home), default=0)
 
 
 def _first_gap(busy: Sequence[Keep], nbytes: int) -> int:

@@ -51,7 +51,6 @@ class Graph:
     """A growing DAG of `Node`. `digests` are those known of tensors on disk; the rest have no key yet."""
 
     digests: Mapping[TensorSource, str] = field(default_factory=dict)
-    dag: nx.DiGraph[int] = field(default_factory=nx.DiGraph)
     _nodes: list[Node] = field(default_factory=list)
     _seen: dict[object, int] = field(default_factory=dict)
 
@@ -63,6 +62,13 @@ class Graph:
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes)
+
+    def dag(self) -> nx.DiGraph[int]:
+        """The graph as networkx knows it: node ids, an edge from each value to those computed from it."""
+        graph: nx.DiGraph[int] = nx.DiGraph()
+        graph.add_nodes_from(range(len(self._nodes)))
+        graph.add_edges_from((i, node.id) for node in self._nodes for i in node.inputs)
+        return graph
 
     def load(self, source: TensorSource) -> int:
         """The value of a tensor on disk, in its stored dtype."""
@@ -78,26 +84,25 @@ class Graph:
         A tensor is float64 when one of its tensor inputs is, else float32; ``cast`` gives the dtype it names.
         """
         row = OPS[op]
-        identity = (op, tuple(inputs), canonical(parameters))
+        text = canonical(parameters)
+        identity = (op, tuple(inputs), text)
         if identity not in self._seen:
             tensors = [self._nodes[i] for i in inputs if self._nodes[i].dtype is not None]
             dtype = None if row.kind == "statistic" else _result_dtype(op, tensors, parameters)
             keys = [self._nodes[i].key for i in inputs]
-            key = _key_if_known(op, row.version, parameters, dtype, keys)
+            key = _key_if_known(op, row.version, text, dtype, keys)
             self._insert(identity, op, row.kind, tuple(inputs), parameters, dtype, tensors[0].shape, key, None)
         return self._seen[identity]
 
-    def upstream(self, nodes: Iterable[int], stop: Iterable[int] = ()) -> list[int]:
-        """`nodes` and all they depend on, in topological order; what lies behind a node of `stop` is left out."""
-        stops = set(stop)
+    def upstream(self, nodes: Iterable[int]) -> list[int]:
+        """`nodes` and all they depend on, in topological order."""
         found: set[int] = set()
         waiting = list(nodes)
         while waiting:
             node = waiting.pop()
             if node not in found:
                 found.add(node)
-                if node not in stops:
-                    waiting.extend(self._nodes[node].inputs)
+                waiting.extend(self._nodes[node].inputs)
         return sorted(found)
 
     def _insert(
@@ -115,8 +120,6 @@ class Graph:
         node = Node(len(self._nodes), op, kind, inputs, parameters, dtype, shape, key, source)
         self._seen[identity] = node.id
         self._nodes.append(node)
-        self.dag.add_node(node.id)
-        self.dag.add_edges_from((i, node.id) for i in inputs)
 
 
 def _result_dtype(op: str, tensors: Sequence[Node], parameters: Mapping[str, object]) -> DType:
@@ -127,7 +130,7 @@ def _result_dtype(op: str, tensors: Sequence[Node], parameters: Mapping[str, obj
 
 
 def _key_if_known(
-    op: str, version: int, parameters: Mapping[str, object], dtype: DType | None, keys: Sequence[str | None]
+    op: str, version: int, parameters: bytes, dtype: DType | None, keys: Sequence[str | None]
 ) -> str | None:
     known = [key for key in keys if key is not None]
     if len(known) < len(keys):

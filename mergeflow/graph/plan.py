@@ -6,13 +6,13 @@ already. It is frozen; making it reads no weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from mergeflow.graph.history import StepDescription, describe_steps, differences
 from mergeflow.graph.memory import Budget, allocate, peak_bytes
-from mergeflow.graph.nodes import Graph
+from mergeflow.graph.nodes import Graph, Node
 from mergeflow.graph.program import Program
 from mergeflow.graph.tasks import Known, Target, Task, form_tasks, is_known, needed_nodes
 from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor
@@ -74,9 +74,15 @@ class Plan:
     digests_missing: int
 
 
-def computed_keys(compiled: Compiled) -> list[str]:
-    """The keys of everything a run might find in the cache."""
-    return [node.key for node in compiled.graph if node.kind != "load" and node.key is not None]
+def computed_keys(nodes: Iterable[Node]) -> list[str]:
+    """The keys of everything among `nodes` that might be in the cache."""
+    return [node.key for node in nodes if node.kind != "load" and node.key is not None]
+
+
+def unkept_nodes(recipe: Recipe, compiled: Compiled) -> frozenset[int]:
+    """The nodes that nothing is cached of: those that a step with ``cache: never`` was the first to need."""
+    never = [step.name for step in recipe.steps if step.cache == "never" and step.name in compiled.results]
+    return frozenset(node for name in never for node in compiled.results[name].nodes)
 
 
 def make_plan(
@@ -94,8 +100,9 @@ def make_plan(
         before: the steps as they were in the last run of this recipe, to say what changed.
     """
     graph = compiled.graph
-    wanted = [*targets, *_to_cache(recipe, compiled, targets, known)]
-    tasks = form_tasks(graph, wanted, known)
+    unkept = unkept_nodes(recipe, compiled)
+    wanted = [*targets, *_to_cache(recipe, compiled, targets, known, unkept)]
+    tasks = form_tasks(graph, wanted, known, unkept)
     needed = frozenset(needed_nodes(graph, (target.node for target in wanted), known))
     programs = [program for task in tasks for program in task.programs]
     now = describe_steps(recipe, compiled)
@@ -108,19 +115,19 @@ def make_plan(
         budget=budget,
         bytes_read=sum(_bytes_read(program, budget) for program in programs),
         bytes_written=sum(_bytes(graph, target) for target in targets),
-        cache_bytes_written=sum(
-            _bytes(graph, target) for target in wanted if target.place is None and target.output == ""
-        ),
+        cache_bytes_written=sum(_bytes(graph, target) for target in wanted if target.place is None),
         peak_bytes=peak_bytes(programs, budget),
         digests_missing=sum(1 for node in graph if node.kind == "load" and node.key is None),
     )
 
 
-def _to_cache(recipe: Recipe, compiled: Compiled, targets: Sequence[Target], known: Known) -> Iterable[Target]:
+def _to_cache(
+    recipe: Recipe, compiled: Compiled, targets: Sequence[Target], known: Known, unkept: Set[int]
+) -> Iterable[Target]:
     """The results of steps with ``cache: always`` that a run computes on its way and that are not cached yet."""
     if not targets or known.cache_is_off:
         return
-    waiting = set(needed_nodes(compiled.graph, (target.node for target in targets), known))
+    waiting = set(needed_nodes(compiled.graph, (target.node for target in targets), known)) - unkept
     for step in recipe.steps:
         if step.cache != "always" or step.name not in compiled.results:
             continue
@@ -128,7 +135,7 @@ def _to_cache(recipe: Recipe, compiled: Compiled, targets: Sequence[Target], kno
             node = compiled.graph[tensor.node]
             if node.id in waiting and node.kind != "load" and not is_known(node, known):
                 waiting.discard(node.id)  # tied tensors, and steps that say the same, are one value
-                yield Target(node.id, name, "", None)
+                yield Target(node.id, name, step.name, None)
 
 
 def _step(

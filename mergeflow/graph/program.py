@@ -18,8 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
 
 from mergeflow.dtypes import DType
 from mergeflow.methods.ops import OPS
@@ -40,6 +40,7 @@ class Instruction:
     Args:
         kind: ``load`` reads `source`; ``cached`` reads the cached tensor `key`; ``record`` is a statistic already
             known (`record`); the others compute.
+        keep: whether a statistic may be written to the cache.
     """
 
     op: str
@@ -50,14 +51,7 @@ class Instruction:
     key: str
     source: TensorSource | None = None
     record: Mapping[str, object] | None = None
-
-    @property
-    def cost(self) -> float:
-        """Nanoseconds per element to evaluate it, its inputs given."""
-        if self.kind in ("load", "cached"):
-            assert self.dtype is not None  # both are tensors
-            return READ_COST * self.dtype.itemsize / 2
-        return OPS[self.op].cost * max(1, len(self.inputs)) if self.kind == "pointwise" else 0.0
+    keep: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +91,23 @@ class Pass:
     sinks: tuple[int, ...]
 
 
+class Form(NamedTuple):
+    """An instruction without its tensor: what its place in a pass depends on."""
+
+    op: str
+    kind: Kind
+    inputs: tuple[int, ...]
+    dtype: DType | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A program without its tensors: the form of each instruction, and the instruction of each sink."""
+
+    forms: tuple[Form, ...]
+    sinks: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Program:
     """Everything one task does for one group of values of the same shape."""
@@ -110,8 +121,14 @@ class Program:
         return math.prod(self.shape)
 
     @cached_property
+    def outline(self) -> Outline:
+        """What its passes depend on. The tensors of a model have a handful of outlines between them."""
+        forms = tuple(Form(it.op, it.kind, it.inputs, it.dtype) for it in self.instructions)
+        return Outline(forms, tuple(sink.instruction for sink in self.sinks))
+
+    @property
     def passes(self) -> tuple[Pass, ...]:
-        return _passes(self)
+        return _passes(self.outline)
 
     def reads(self) -> dict[int, list[int]]:
         """For each ``load`` and ``cached`` instruction, the passes that read it."""
@@ -123,78 +140,100 @@ class Program:
         return found
 
 
-def _levels(instructions: Sequence[Instruction]) -> list[int]:
-    """How many sweeps come before each value is known: 0 for what is read, p for a statistic of pass p."""
-    levels: list[int] = []
-    for instruction in instructions:
-        level = max((levels[i] for i in instruction.inputs), default=0)
-        levels.append(level + 1 if instruction.kind == "statistic" else level)
-    return levels
-
-
-def _passes(program: Program) -> tuple[Pass, ...]:
-    instructions = program.instructions
-    levels = _levels(instructions)
-    last = max([levels[sink.instruction] + 1 for sink in program.sinks], default=0)
-    last = max([last, *(levels[i] for i, it in enumerate(instructions) if it.kind == "statistic")])
-    wanted: list[list[int]] = []
+@lru_cache(maxsize=1024)
+def _passes(outline: Outline) -> tuple[Pass, ...]:
+    forms, sinks = outline.forms, outline.sinks
+    levels = _levels(outline)
+    statistics = [i for i, form in enumerate(forms) if form.kind == "statistic"]
+    last = max([levels[i] for i in statistics] + [levels[i] + 1 for i in sinks], default=0)
+    wanted: list[list[int]] = []  # the tensor values each pass must have
     for number in range(1, last + 1):
-        statistics = [i for i, it in enumerate(instructions) if it.kind == "statistic" and levels[i] == number]
-        ends = [sink.instruction for sink in program.sinks if levels[sink.instruction] == number - 1]
-        wanted.append([*(j for i in statistics for j in instructions[i].inputs), *ends])
+        inputs = [j for i in statistics if levels[i] == number for j in forms[i].inputs]
+        wanted.append([*inputs, *(i for i in sinks if levels[i] == number - 1)])
+    last_read = _last_read(outline, levels, wanted)
     stored: set[int] = set()
     made: list[Pass] = []
     for number, ends in enumerate(wanted, start=1):
-        order = _evaluation_order(instructions, ends, stored)
-        later = {j for other in wanted[number:] for j in _evaluation_order(instructions, other, stored)}
-        store = _worth_storing(instructions, order, later, levels, number, stored)
+        order = _evaluation_order(outline, ends, stored)
+        store = _worth_storing(outline, order, last_read, number, stored)
         made.append(
             Pass(
                 evaluate=tuple(i for i in order if i not in stored),
                 read_back=tuple(i for i in order if i in stored),
                 store=tuple(store),
-                statistics=tuple(
-                    i for i, it in enumerate(instructions) if it.kind == "statistic" and levels[i] == number
-                ),
-                sinks=tuple(k for k, sink in enumerate(program.sinks) if levels[sink.instruction] == number - 1),
+                statistics=tuple(i for i in statistics if levels[i] == number),
+                sinks=tuple(k for k, i in enumerate(sinks) if levels[i] == number - 1),
             )
         )
         stored.update(store)
     return tuple(made)
 
 
-def _evaluation_order(instructions: Sequence[Instruction], ends: Sequence[int], stored: set[int]) -> list[int]:
+def _levels(outline: Outline) -> list[int]:
+    """How many sweeps come before each value is known: 0 for what is read, p for a statistic of pass p."""
+    levels: list[int] = []
+    for form in outline.forms:
+        level = max((levels[i] for i in form.inputs), default=0)
+        levels.append(level + 1 if form.kind == "statistic" else level)
+    return levels
+
+
+def _last_read(outline: Outline, levels: Sequence[int], wanted: Sequence[Sequence[int]]) -> list[int]:
+    """For each value, the last pass p such that a pass after p reads it as it is (0: none does).
+
+    A value is read by a pass that wants it, and by the operations that cannot be evaluated before that pass: those of
+    level p or more.
+    """
+    forms = outline.forms
+    reach = [0] * len(forms)
+    last_pass = [0] * len(forms)  # in which a value, or something made of it, is wanted
+    for number, ends in enumerate(wanted, start=1):
+        for i in ends:
+            last_pass[i] = number
+            reach[i] = number - 1
+    for i in reversed(range(len(forms))):
+        if forms[i].dtype is None:
+            continue
+        for j in forms[i].inputs:
+            last_pass[j] = max(last_pass[j], last_pass[i])
+            reach[j] = max(reach[j], min(levels[i], last_pass[i] - 1))
+    return reach
+
+
+def _evaluation_order(outline: Outline, ends: Sequence[int], stored: set[int]) -> list[int]:
     """The tensor values needed for `ends`, each after its inputs, depth first so that few are alive at once."""
     order: dict[int, None] = {}
     waiting = [(end, False) for end in reversed(ends)]  # a stack, not calls: a chain of steps may be a thousand deep
     while waiting:
         i, inputs_are_ready = waiting.pop()
-        if i in order or instructions[i].dtype is None:
+        form = outline.forms[i]
+        if i in order or form.dtype is None:
             continue
         if inputs_are_ready or i in stored:
             order[i] = None
             continue
         waiting.append((i, True))
-        waiting += [(j, False) for j in reversed(instructions[i].inputs)]
+        waiting += [(j, False) for j in reversed(form.inputs)]
     return list(order)
 
 
 def _worth_storing(
-    instructions: Sequence[Instruction],
-    order: Sequence[int],
-    later: set[int],
-    levels: Sequence[int],
-    number: int,
-    stored: set[int],
+    outline: Outline, order: Sequence[int], last_read: Sequence[int], number: int, stored: set[int]
 ) -> list[int]:
-    """Values of this pass that a value of a later pass reads, and that cost more to compute again than to keep."""
-    read_later = {j for i in later if levels[i] >= number for j in instructions[i].inputs}
+    """Values of this pass that a later pass reads, and that cost more to compute again than to keep."""
     costs: dict[int, float] = {}
+    chosen: list[int] = []
     for i in order:
-        inputs = sum(costs.get(j, 0.0) for j in instructions[i].inputs)
-        costs[i] = READ_COST if i in stored else instructions[i].cost + inputs
-    return [
-        i
-        for i in order
-        if i in read_later and i not in stored and instructions[i].kind == "pointwise" and costs[i] > STORE_COST
-    ]
+        form = outline.forms[i]
+        above = sum(costs.get(j, 0.0) for j in form.inputs)
+        costs[i] = READ_COST if i in stored else _cost(form) + above
+        if form.kind == "pointwise" and i not in stored and last_read[i] >= number and costs[i] > STORE_COST:
+            chosen.append(i)
+    return chosen
+
+
+def _cost(form: Form) -> float:
+    """Nanoseconds per element to evaluate an operation, its inputs given."""
+    if form.kind in ("load", "cached"):
+        return READ_COST * (form.dtype.itemsize if form.dtype else 0) / 2
+    return OPS[form.op].cost * max(1, len(form.inputs)) if form.kind == "pointwise" else 0.0

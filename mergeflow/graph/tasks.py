@@ -7,7 +7,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from mergeflow.graph.nodes import Graph, Node
@@ -72,9 +72,15 @@ def is_known(node: Node, known: Known) -> bool:
     )
 
 
-def form_tasks(graph: Graph, targets: Sequence[Target], known: Known) -> tuple[Task, ...]:
-    """Tasks that bring every target to its place, in the order of the targets."""
-    programs = [_program(graph, group, known) for group in _groups(graph, targets, known)]
+def form_tasks(
+    graph: Graph, targets: Sequence[Target], known: Known, unkept: Set[int] = frozenset()
+) -> tuple[Task, ...]:
+    """Tasks that bring every target to its place, in the order of the targets.
+
+    Args:
+        unkept: nodes whose statistics are not to be written to the cache.
+    """
+    programs = [_program(graph, group, known, unkept) for group in _groups(graph, targets, known)]
     tasks: list[Task] = []
     bundle: list[Program] = []
     for program in programs:
@@ -113,17 +119,17 @@ def _groups(graph: Graph, targets: Sequence[Target], known: Known) -> list[list[
     return list(groups.values())  # a dict keeps the order of insertion: that of each group's first target
 
 
-def _program(graph: Graph, targets: Sequence[Target], known: Known) -> Program:
+def _program(graph: Graph, targets: Sequence[Target], known: Known, unkept: Set[int]) -> Program:
     place: dict[int, int] = {}
     instructions: list[Instruction] = []
     for i in needed_nodes(graph, [target.node for target in targets], known):
         place[i] = len(instructions)
-        instructions.append(_instruction(graph[i], place, known))
+        instructions.append(_instruction(graph[i], place, known, keep=i not in unkept))
     sinks = tuple(Sink(place[target.node], target.name, target.output, target.place) for target in targets)
     return Program(graph[targets[0].node].shape, tuple(instructions), sinks)
 
 
-def _instruction(node: Node, place: Mapping[int, int], known: Known) -> Instruction:
+def _instruction(node: Node, place: Mapping[int, int], known: Known, *, keep: bool) -> Instruction:
     key = node.key or ""
     if node.kind == "load":
         return Instruction("load", "load", (), {}, node.dtype, key, source=node.source)
@@ -132,4 +138,4 @@ def _instruction(node: Node, place: Mapping[int, int], known: Known) -> Instruct
             return Instruction(node.op, "record", (), {}, None, key, record=known.records[key])
         return Instruction(node.op, "cached", (), {}, node.dtype, key)
     inputs = tuple(place[i] for i in node.inputs)
-    return Instruction(node.op, node.kind, inputs, node.parameters, node.dtype, key)
+    return Instruction(node.op, node.kind, inputs, node.parameters, node.dtype, key, keep=keep)

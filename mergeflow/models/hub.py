@@ -112,12 +112,14 @@ def download(
     Raises:
         CheckpointError, RunError: as `fetch` and `open_checkpoint`.
     """
-    if checkpoint.folder is not None or checkpoint.revision is None:
-        return checkpoint
     commit = checkpoint.revision
-    folder = fetch(repo_id, commit, [*_weights_files(checkpoint), *checkpoint.files], on_bytes, hub=hub)
+    if commit is None:
+        return checkpoint
+    if checkpoint.folder is None:
+        folder = fetch(repo_id, commit, [*_weights_files(checkpoint), *checkpoint.files], on_bytes, hub=hub)
+        checkpoint = open_checkpoint(folder, checkpoint.label, commit)
     keep_commit(hub, repo_id, revision, commit)
-    return open_checkpoint(folder, checkpoint.label, commit)
+    return checkpoint
 
 
 def _ask(repo_id: str, revision: str | None, hub: Hub) -> _Listing:

@@ -81,7 +81,7 @@ def has_files(snapshot: Path, files: Iterable[str]) -> bool:
 def keep_commit(hub: Hub, repo_id: str, revision: str | None, commit: str) -> None:
     """Note which commit a revision is, for the time without a network. A cache that cannot be written is no error."""
     ref = _ref(hub.repository(repo_id), revision or DEFAULT_REVISION)
-    if ref is None or is_commit(revision):
+    if ref is None or is_commit(revision) or cached_commit(hub, repo_id, revision) == commit:
         return
     try:
         ref.parent.mkdir(parents=True, exist_ok=True)

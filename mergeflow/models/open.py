@@ -24,17 +24,17 @@ def open_model(
     *,
     download: bool,
     on_bytes: Callable[[int], None] = ignore_bytes,
+    commit: str | None = None,
     hub: Hub = DEFAULT_HUB,
 ) -> Checkpoint:
     """Open a local folder or a hub model, its experts packed.
-
-    A branch may move between two calls: to open later what was planned with, give the reference the `revision` of the
-    checkpoint that was opened first.
 
     Args:
         folders: where relative paths start, most important first.
         download: bring a hub model onto this machine; without it, headers are enough.
         on_bytes: told how many more bytes were downloaded.
+        commit: what the reference was when it was opened before: a branch may have moved since. The model stays known
+            by the reference as it is written.
 
     Raises:
         CheckpointError: it is not there, cannot be reached, or is damaged.
@@ -46,17 +46,20 @@ def open_model(
     if located.folder is not None:
         checkpoint = open_checkpoint(located.folder, str(reference))
     else:
-        checkpoint = _from_hub(located, str(reference), download, on_bytes, hub)
+        described = _from_hub(located, str(reference), commit or located.revision, hub)
+        checkpoint = _downloaded(described, located, on_bytes, hub) if download else described
     return replace(checkpoint, tensors=pack_experts(checkpoint.tensors))
 
 
-def _from_hub(located: Located, label: str, download: bool, on_bytes: Callable[[int], None], hub: Hub) -> Checkpoint:
+def _from_hub(located: Located, label: str, revision: str | None, hub: Hub) -> Checkpoint:
     if located.repo_id is None:
         raise CheckpointError(f"{label}: names neither a folder nor a hub model")
     try:
-        checkpoint = describe(located.repo_id, located.revision, hub=hub, label=label)
+        return describe(located.repo_id, revision, hub=hub, label=label)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {located.hint}") from error
-    if not download:
-        return checkpoint
+
+
+def _downloaded(checkpoint: Checkpoint, located: Located, on_bytes: Callable[[int], None], hub: Hub) -> Checkpoint:
+    assert located.repo_id is not None  # it was described under it
     return download_checkpoint(checkpoint, located.repo_id, located.revision, on_bytes, hub=hub)

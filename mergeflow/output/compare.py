@@ -57,8 +57,11 @@ class ShardWork:
     places: tuple[Place, ...] = ()
 
 
-def compare(target: Target, shards: Sequence[Shard]) -> tuple[ShardWork, ...]:
-    """What is to be done for each of `shards` to write them to `target`, in their order."""
+def compare(target: Target, shards: Sequence[Shard], token: str = "") -> tuple[ShardWork, ...]:
+    """What is to be done for each of `shards` to write them to `target`, in their order.
+
+    `token` is that of the run whose partial files the places point into; a plan that writes nothing has none.
+    """
     kept = {shard.key: target.path / shard.file for shard in target.intact if shard.key is not None}
     finished = target.staging / NEXT_FOLDER
     resumed = {key: finished / file for key, file in read_journal(target.staging / JOURNAL_FILE, finished).items()}
@@ -71,8 +74,19 @@ def compare(target: Target, shards: Sequence[Shard]) -> tuple[ShardWork, ...]:
         elif shard.key in resumed and resumed[shard.key].name == shard.file:
             works.append(ShardWork(shard, "resumed", source=resumed[shard.key]))
         else:
-            works.append(ShardWork(shard, "rebuilt", places=_places(shard, target.staging, present)))
+            works.append(
+                ShardWork(shard, "rebuilt", places=_places(shard, partial_path(target.staging, shard, token), present))
+            )
     return tuple(works)
+
+
+def partial_path(staging: Path, shard: Shard, token: str) -> Path:
+    """Where in the staging folder the run called `token` writes a shard until it is complete.
+
+    The token makes the name this run's own: a task that outlives its run (on a cluster, say) opens files by path, and
+    must not find the next run's.
+    """
+    return staging / ".".join(part for part in (shard.file, token, PARTIAL_SUFFIX[1:]) if part)
 
 
 def bytes_to_write(works: Sequence[ShardWork]) -> int:
@@ -91,8 +105,7 @@ def _present_tensors(target: Target) -> dict[str, Extent]:
     return present
 
 
-def _places(shard: Shard, staging: Path, present: Mapping[str, Extent]) -> tuple[Place, ...]:
-    partial = staging / (shard.file + PARTIAL_SUFFIX)
+def _places(shard: Shard, partial: Path, present: Mapping[str, Extent]) -> tuple[Place, ...]:
     places = []
     for placed in shard.tensors:
         tensor = placed.tensor

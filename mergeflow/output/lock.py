@@ -9,10 +9,11 @@ the same recipe and inputs give the same lock, byte for byte.
      "step": ..., "recipe": TEXT, "variables": {...}, "steps": {name: TEXT},
      "models": {label: {"path", "revision", "digest", "tensors": {name: digest}}},
      "files":  {path: blake3 of the bytes},
-     "shards": [{"file", "size", "tensors": {name: {"key", "dtype", "shape", "offsets"}}}]}
+     "shards": [{"file", "size", "sample", "tensors": {name: {"key", "dtype", "shape", "offsets"}}}]}
 
 `offsets` count from the start of the file, so that a tensor can be read with `dd`. A lock is believed only as a whole:
-laid out again from its own tensors, each shard must come to the offsets and the size that the lock states.
+laid out again from its own tensors, each shard must come to the offsets and the size that the lock states. `sample` is
+`sample.sample_digest` of the shard; a lock may lack it (the first ones did), and then vouches for no bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class LockedModel:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """What a model folder was made of. `files` and `shards` are filled in by `publish`.
+    """What a model folder was made of. `files`, `shards` and `samples` are filled in by `publish`.
 
     Args:
         version: of the mergeflow that wrote it.
@@ -62,6 +63,7 @@ class Lock:
         steps: one line of text per step, by name.
         files: blake3 digest by path, of every file of the folder that is neither shard nor lock.
         shards: what lies where.
+        samples: `sample_digest` by file name, of every shard.
     """
 
     version: str
@@ -72,6 +74,7 @@ class Lock:
     steps: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()
+    samples: Mapping[str, str] = field(default_factory=dict)
 
 
 def lock_json(lock: Lock) -> str:
@@ -85,7 +88,7 @@ def lock_json(lock: Lock) -> str:
         "steps": dict(lock.steps),
         "models": {label: _model_entry(model) for label, model in lock.models.items()},
         "files": dict(sorted(lock.files.items())),
-        "shards": [_shard_entry(shard) for shard in lock.shards],
+        "shards": [_shard_entry(shard, lock.samples.get(shard.file)) for shard in lock.shards],
     }
     return _render(contents, "") + "\n"
 
@@ -123,6 +126,7 @@ def parse_lock(text: str) -> Lock:
     if entries.get("format") != LOCK_FORMAT:
         raise OutputError(f"its format is {entries.get('format')!r}, this mergeflow reads {LOCK_FORMAT}")
 
+    shards = [_shard(entry) for entry in _sequence(entries.get("shards"), "shards")]
     return Lock(
         version=_text(entries.get("mergeflow"), "mergeflow"),
         recipe=_text(entries.get("recipe"), "recipe"),
@@ -131,7 +135,8 @@ def parse_lock(text: str) -> Lock:
         models={label: _model(entry, label) for label, entry in _mapping(entries.get("models"), "models").items()},
         steps=_texts(entries.get("steps"), "steps"),
         files=_texts(entries.get("files"), "files"),
-        shards=tuple(_shard(entry) for entry in _sequence(entries.get("shards"), "shards")),
+        shards=tuple(shard for shard, _ in shards),
+        samples={shard.file: sample for shard, sample in shards if sample is not None},
     )
 
 
@@ -140,9 +145,10 @@ def _model_entry(model: LockedModel) -> dict[str, object]:
     return {"path": model.path, "revision": model.revision, "digest": model.digest, "tensors": tensors}
 
 
-def _shard_entry(shard: Shard) -> dict[str, object]:
+def _shard_entry(shard: Shard, sample: str | None) -> dict[str, object]:
     tensors = {placed.tensor.name: _tensor_entry(placed) for placed in shard.tensors}
-    return {"file": shard.file, "size": shard.size, "tensors": tensors}
+    sampled = {} if sample is None else {"sample": sample}
+    return {"file": shard.file, "size": shard.size, **sampled, "tensors": tensors}
 
 
 def _tensor_entry(placed: PlacedTensor) -> dict[str, object]:
@@ -176,7 +182,7 @@ def _model(entry: object, label: str) -> LockedModel:
     )
 
 
-def _shard(entry: object) -> Shard:
+def _shard(entry: object) -> tuple[Shard, str | None]:
     fields = _mapping(entry, "a shard")
     file = _text(fields.get("file"), "a shard's file")
     if Path(file).name != file:
@@ -184,9 +190,10 @@ def _shard(entry: object) -> Shard:
 
     tensors = _mapping(fields.get("tensors"), f"{file}: tensors")
     shard = shard_of(file, [_tensor(name, tensor) for name, tensor in tensors.items()])
-    if _shard_entry(shard) != entry:
+    sample = _text(fields["sample"], f"{file}: sample") if "sample" in fields else None
+    if _shard_entry(shard, sample) != entry:
         raise OutputError(f"shard {file}: sizes and offsets do not belong to its tensors")
-    return shard
+    return shard, sample
 
 
 def _tensor(name: str, entry: object) -> OutputTensor:

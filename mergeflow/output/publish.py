@@ -29,6 +29,7 @@ from mergeflow.output.files import NewFile
 from mergeflow.output.layout import INDEX_FILE, index_json
 from mergeflow.output.lock import LOCK_FILE, Lock, lock_json
 from mergeflow.output.run_lock import dismantle
+from mergeflow.output.sample import sample_digest
 from mergeflow.output.staging import PREVIOUS_FOLDER, Staging
 
 
@@ -60,7 +61,8 @@ def publish(staging: Staging, files: Sequence[NewFile], lock: Lock) -> Published
     target = staging.target
     with reported(RunError, f"write {target.path}"):
         contents = _contents(staging, files)
-        complete = replace(lock, shards=tuple(work.shard for work in staging.works), files=_digests(contents))
+        shards = tuple(work.shard for work in staging.works)
+        complete = replace(lock, shards=shards, samples=_samples(staging), files=_digests(contents))
         if _is_already(staging, complete):
             _let_go(staging)
             return Published(target.path, changed=False, lock=complete)
@@ -95,6 +97,17 @@ def _contents(staging: Staging, files: Sequence[NewFile]) -> dict[str, bytes | P
             raise OutputError(f"two files of the output are called {file.path}")
         contents[file.path] = file.content
     return contents
+
+
+def _samples(staging: Staging) -> dict[str, str]:
+    """The sample of every shard: of a kept one what the earlier lock states, for it was just found to be true."""
+    earlier = staging.target.lock.samples if staging.target.lock is not None else {}
+    return {
+        work.shard.file: earlier[work.source.name]
+        if work.state == "kept" and work.source is not None
+        else sample_digest(staging.next / work.shard.file, work.shard)
+        for work in staging.works
+    }
 
 
 def _digests(contents: Mapping[str, bytes | Path]) -> dict[str, str]:

@@ -4,7 +4,7 @@
     parent/.NAME.mergeflow/              the staging folder
         lock                             held (flock) by the run that is writing; a second run is refused at once
         journal.jsonl                    which shards in next/ are complete
-        SHARD.partial                    being written: header in place, tensors arriving at their offsets
+        SHARD.TOKEN.partial              being written: header in place, tensors arriving at their offsets
         next/                            what will become NAME, in one rename
 
 A shard is complete when it is on the disk (fsync), has its final name and stands in the journal, in this order. So
@@ -12,6 +12,9 @@ after `kill -9`, or a power cut, whatever the journal lists is whole, and the ne
 rest of the folder is cleared. What fsync costs was measured (`execute.writeback`): under a second for 2 GB, and little
 when the writer has the kernel begin early. For that price a model folder that exists is complete even when the
 machine dies.
+
+TOKEN is drawn anew by every run. A task of a killed run may still be at work on another machine and opens its files by
+path: under a name that only its run used, it finds nothing, and fails there instead of writing into the next run's.
 
 The earlier output's shards are linked into next/ only while publishing: until then nothing that the target's user
 does to them can reach the staging folder, and the reverse.
@@ -21,13 +24,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
 from mergeflow.errors import OutputError, RunError
-from mergeflow.output.compare import NEXT_FOLDER, PARTIAL_SUFFIX, Place, ShardWork, bytes_to_write, compare
+from mergeflow.output.compare import (
+    NEXT_FOLDER,
+    PARTIAL_SUFFIX,
+    Place,
+    ShardWork,
+    bytes_to_write,
+    compare,
+    partial_path,
+)
 from mergeflow.output.disk import Disk
 from mergeflow.output.failures import reported
 from mergeflow.output.journal import JOURNAL_FILE, identify, journal_line, read_journal
@@ -49,6 +61,7 @@ class Staging:
         works: the planned shards and what is to be done for each, in planned order.
         disk: through which everything is written.
         run_lock: the lock file, open and locked.
+        token: in the names of this run's partial files, and of no other run's.
         created: folders above the target that did not exist before.
     """
 
@@ -56,6 +69,7 @@ class Staging:
     works: tuple[ShardWork, ...]
     disk: Disk
     run_lock: FileIO
+    token: str
     created: tuple[Path, ...] = ()
 
     @property
@@ -86,7 +100,7 @@ def prepare(path: str | Path, shards: Sequence[Shard], disk: Disk | None = None,
         except BaseException:
             _remove_empty((*created, target.staging), disk)
             raise
-        staging = Staging(target, (), disk, run_lock, created)
+        staging = Staging(target, (), disk, run_lock, secrets.token_hex(4), created)
         try:
             return _start(staging, shards, extra_bytes)
         except BaseException:
@@ -129,7 +143,7 @@ def complete_shard(staging: Staging, shard: Shard) -> None:
     Raises:
         RunError: the file is not what was prepared, or the disk failed.
     """
-    partial, final = staging.folder / (shard.file + PARTIAL_SUFFIX), staging.next / shard.file
+    partial, final = partial_path(staging.folder, shard, staging.token), staging.next / shard.file
     with reported(RunError, f"complete {partial}"):
         if partial.stat().st_size != shard.size:
             raise RunError(f"{partial} has {partial.stat().st_size} bytes instead of {shard.size}: was it changed?")
@@ -174,7 +188,7 @@ def _start(staging: Staging, shards: Sequence[Shard], extra_bytes: int) -> Stagi
     target = inspect_target(staging.target.path)
     disk.make_folder(staging.next)
 
-    works = compare(target, shards)
+    works = compare(target, shards, staging.token)
     _clear(staging, {work.shard.file for work in works if work.state == "resumed"})
     _keep_journal(staging, works)
 
@@ -182,8 +196,9 @@ def _start(staging: Staging, shards: Sequence[Shard], extra_bytes: int) -> Stagi
     check_room(target.path.parent, bytes_to_write(works) + extra_bytes, largest)
     for work in works:
         if work.state == "rebuilt":
-            disk.create_shard(folder / (work.shard.file + PARTIAL_SUFFIX), work.shard.header, work.shard.size)
-    return Staging(target, works, disk, staging.run_lock, staging.created)
+            partial = partial_path(folder, work.shard, staging.token)
+            disk.create_shard(partial, work.shard.header, work.shard.size)
+    return replace(staging, target=target, works=works)
 
 
 def _recover(staging: Staging) -> None:

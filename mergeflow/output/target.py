@@ -19,6 +19,7 @@ from typing import Literal
 from mergeflow.errors import OutputError
 from mergeflow.output.layout import INDEX_FILE, Shard
 from mergeflow.output.lock import LOCK_FILE, Lock, read_lock
+from mergeflow.output.sample import sample_digest
 
 TargetKind = Literal["absent", "empty", "ours"]
 
@@ -92,25 +93,38 @@ def _inspect_folder(folder: Path, names: set[str]) -> Target:
         )
 
     written = (folder / LOCK_FILE).stat().st_mtime_ns
-    intact = tuple(shard for shard in lock.shards if is_intact(folder / shard.file, shard, written))
+    intact = tuple(
+        shard for shard in lock.shards if is_intact(folder / shard.file, shard, written, lock.samples.get(shard.file))
+    )
     unchanged = {shard.file for shard in intact}
     changed = [shard.file for shard in lock.shards if shard.file not in unchanged]
-    warnings = tuple(f"{folder / file} was changed or removed since it was written: it is rebuilt" for file in changed)
+    warnings = tuple(f"{folder / file} {_why(file, lock)}: it is rebuilt" for file in changed)
     return Target(folder, "ours", lock, intact, warnings)
 
 
-def is_intact(path: Path, shard: Shard, written: int) -> bool:
-    """Is the file still the shard that was written there: a plain file, no younger than `written`, same header, size?
+def _why(file: str, lock: Lock) -> str:
+    if file not in lock.samples:
+        return f"cannot be recognised ({LOCK_FILE} has no sample of its bytes)"
+    return "was changed or removed since it was written"
 
-    `written` is the time of the lock in nanoseconds: the lock is written last, so that a shard younger than its lock
-    was changed by somebody. (A lock holds no digest of the bytes: `mergeflow verify` reads those.)
+
+def is_intact(path: Path, shard: Shard, written: int, sample: str | None) -> bool:
+    """Is the file still the shard that was written there: a plain file, no younger than `written`, same bytes?
+
+    Of the bytes, size and header are compared, and the `sample` that the lock states (None: it states none, and
+    nothing is intact). That finds a shard of another model, whatever its times. `written` is the time of the lock in
+    nanoseconds: the lock is written last, so that a shard younger than its lock was changed by somebody, perhaps where
+    the sample does not look. The price is that a copy whose times are new (`cp -r`) may be written again where a move
+    or a copy that keeps them (`cp -a`, `rsync -a`) is recognised: time lost is better than an edit mistaken for ours.
     """
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size != shard.size or status.st_mtime_ns > written:
             return False
         with path.open("rb") as file:
-            return file.read(len(shard.header)) == shard.header
+            if file.read(len(shard.header)) != shard.header:
+                return False
+        return sample_digest(path, shard) == sample
     except OSError:
         return False
 

@@ -30,7 +30,7 @@ MERGE_FIELDS = {
 STEP_FIELDS = {
     **MERGE_FIELDS,
     "task_vector": "The difference of a model and its base: a delta, not a model.",
-    "cache": "Whether the step's tensors are kept for later runs: auto (when it pays), always or never.",
+    "cache": "What is kept for later runs: the step's statistics (auto), its tensors too (always) or nothing (never).",
 }
 TASK_VECTOR_FIELDS = {
     "model": "The model (or step) that was trained.",

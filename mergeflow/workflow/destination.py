@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergeflow.errors import Problem, RecipeError
 from mergeflow.graph.program import Place
 from mergeflow.graph.tasks import Target
 from mergeflow.graph.values import Compiled, CompiledOutput
 from mergeflow.output.compare import ShardWork, compare
 from mergeflow.output.layout import OutputTensor, Shard, plan_shards
 from mergeflow.output.target import inspect_target
-from mergeflow.recipe.records import Output, Recipe
+from mergeflow.recipe.records import Recipe
+from mergeflow.workflow.folders import output_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,9 @@ class Destination:
 
 
 def destinations(recipe: Recipe, compiled: Compiled, out: Path | None) -> tuple[Destination, ...]:
-    """Every output with its folder: `out` (below it a folder per step when there are several), or the recipe's own."""
-    several = len(compiled.outputs) > 1
+    """Every output with its folder and its shards."""
     return tuple(
-        Destination(output, _folder(recipe, output.output, out, several=several), _shards(compiled, output))
+        Destination(output, output_folder(recipe, output.output, out), _shards(compiled, output))
         for output in compiled.outputs
     )
 
@@ -57,18 +56,6 @@ def targets(destination: Destination, works: Sequence[ShardWork] | None) -> list
         for place in work.places
         if place.copy_from is None
     ]
-
-
-def _folder(recipe: Recipe, output: Output, out: Path | None, *, several: bool) -> Path | None:
-    if out is not None:
-        return out / output.step if several else out
-    if output.path is None:
-        return None
-    try:
-        return recipe.folder / Path(output.path).expanduser()
-    except RuntimeError as error:  # ~somebody who is no user here
-        problem = Problem(f"{output.path}: {error}", output.position, f"outputs.{output.step}")
-        raise RecipeError([problem]) from error
 
 
 def _shards(compiled: Compiled, output: CompiledOutput) -> tuple[Shard, ...]:

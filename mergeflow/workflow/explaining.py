@@ -66,7 +66,7 @@ def explain_recipe(recipe: Recipe, glob: str, options: Options, listen: Listener
     check(compiled, strict=False)
     compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=False)
     check(compiled, strict=False)
-    known = look_up(compiled, options.cache, listen)
+    known = look_up(compiled.graph, options.cache, listen)
     now, before = describe_steps(recipe, compiled), read_history(options.state, recipe)
     why = {name: tuple(differences(name, now, before)) for name in now}
     found = [

@@ -8,19 +8,31 @@ as they are on the disk, whatever links lead to them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mergeflow.errors import OutputError, Problem, RecipeError
 from mergeflow.models.records import Checkpoint
-from mergeflow.output.target import inspect_target
-from mergeflow.recipe.records import Recipe
-from mergeflow.workflow.destination import Destination
+from mergeflow.recipe.records import Output, Recipe
 
 
-def check_folders(
-    recipe: Recipe, found: Sequence[Destination], models: Iterable[Checkpoint], out: Path | None, *, needed: bool
-) -> None:
+def output_folder(recipe: Recipe, output: Output, out: Path | None) -> Path | None:
+    """Where an output goes: `out` (when there are several, a folder of its step below it), or the recipe's own place.
+
+    Raises:
+        RecipeError: the recipe's place is nowhere (``~somebody`` who is no user here).
+    """
+    if out is not None:
+        return out / output.step if len(recipe.outputs) > 1 else out
+    if output.path is None:
+        return None
+    try:
+        return recipe.folder / Path(output.path).expanduser()
+    except RuntimeError as error:
+        raise RecipeError([_problem(output, out, f"{output.path}: {error}")]) from error
+
+
+def check_folders(recipe: Recipe, models: Iterable[Checkpoint], out: Path | None, *, needed: bool) -> None:
     """See to it that every output may be written where it shall be. Changes nothing.
 
     Args:
@@ -32,26 +44,27 @@ def check_folders(
         RecipeError: an output has no folder, or one that the recipe must not name; with the line that names it.
         OutputError: the folder of the command line cannot be used.
     """
-    problems = [*(_missing(recipe, found) if needed else ()), *overlaps(found, models, out)]
+    problems = [*(_missing(recipe, out) if needed else ()), *overlaps(recipe, models, out)]
     if not problems:
-        problems = [problem for destination in found if (problem := _unusable(destination, out)) is not None]
+        problems = [problem for output in recipe.outputs if (problem := _unusable(recipe, output, out)) is not None]
     if problems:
         raise RecipeError(problems)
 
 
-def overlaps(found: Sequence[Destination], models: Iterable[Checkpoint], out: Path | None) -> Iterator[Problem]:
+def overlaps(recipe: Recipe, models: Iterable[Checkpoint], out: Path | None) -> Iterator[Problem]:
     """Outputs whose folder is, holds or lies in that of a model or of another output."""
     folders = [(f"the model {model.label}", model.folder) for model in models if model.folder is not None]
     read = len(folders)
-    for destination in found:
-        if destination.path is None:
+    for output in recipe.outputs:
+        place = output_folder(recipe, output, out)
+        if place is None:
             continue
         for number, (owner, folder) in enumerate(folders):
-            relation = _relation(destination.path, folder)
+            relation = _relation(place, folder)
             if relation is not None:
                 rule = _RULES[relation] if number < read else "and each output needs its own: choose another folder"
-                yield _problem(destination, out, f"{destination.path} {relation} the folder of {owner}, {rule}")
-        folders.append((f"the output {destination.step}", destination.path))
+                yield _problem(output, out, f"{place} {relation} the folder of {owner}, {rule}")
+        folders.append((f"the output {output.step}", place))
 
 
 _RULES = {
@@ -71,32 +84,34 @@ def _relation(path: Path, folder: Path) -> str | None:
     return "holds" if one in other.parents else None
 
 
-def _missing(recipe: Recipe, found: Iterable[Destination]) -> Iterator[Problem]:
-    for destination in found:
-        if destination.path is None:
-            message = f"no folder for the output {destination.step}: name one (mergeflow run {recipe.file} OUT)"
-            yield _problem(destination, None, message)
+def _missing(recipe: Recipe, out: Path | None) -> Iterator[Problem]:
+    for output in recipe.outputs:
+        if output_folder(recipe, output, out) is None:
+            message = f"no folder for the output {output.step}: name one (mergeflow run {recipe.file} OUT)"
+            yield _problem(output, out, message)
 
 
-def _unusable(destination: Destination, out: Path | None) -> Problem | None:
+def _unusable(recipe: Recipe, output: Output, out: Path | None) -> Problem | None:
     """Why a run may not write where the recipe says; OutputError when the command line says so."""
-    if destination.path is None:
+    from mergeflow.output.target import inspect_target
+
+    place = output_folder(recipe, output, out)
+    if place is None:
         return None
     try:
-        inspect_target(destination.path)
+        inspect_target(place)
     except OutputError as error:
         reason = str(error)
     except OSError as error:  # a name too long for this system, a disk that fails
-        reason = f"cannot write {destination.path}: {error.strerror or error}"
+        reason = f"cannot write {place}: {error.strerror or error}"
     else:
         return None
     if out is not None:
         raise OutputError(reason)
-    return _problem(destination, out, reason)
+    return _problem(output, out, reason)
 
 
-def _problem(destination: Destination, out: Path | None, message: str) -> Problem:
-    output = destination.compiled.output
+def _problem(output: Output, out: Path | None, message: str) -> Problem:
     if out is not None:
         return Problem(message)
     return Problem(message, output.position, f"outputs.{output.step}")

@@ -40,5 +40,5 @@ def write_history(state: Path, recipe: Recipe, steps: Mapping[str, StepDescripti
 
 
 def _file(state: Path, recipe: Recipe) -> Path:
-    name = blake3.blake3(os.path.abspath(recipe.file).encode()).hexdigest(16)
+    name = blake3.blake3(os.fsencode(os.path.abspath(recipe.file))).hexdigest(16)
     return state / "runs" / f"{name}.json"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mergeflow.execute.events import Listener
+from mergeflow.cache.store import Cache
+from mergeflow.errors import CorruptEntry, RunError
+from mergeflow.execute.events import Listener, Warned
+from mergeflow.execute.records import Settings
+from mergeflow.graph.nodes import Graph
+from mergeflow.graph.plan import unkept_nodes
 from mergeflow.graph.program import Place
 from mergeflow.graph.tasks import Target, form_tasks
 from mergeflow.recipe.records import Recipe
@@ -20,8 +26,6 @@ if TYPE_CHECKING:
 def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of a step's result, computed one at a time."""
     from mergeflow.execute.files import writing
-    from mergeflow.execute.records import Settings
-    from mergeflow.execute.task import compute_tensor
 
     stated = recipe.step(step).dtype or recipe.step(step).out_dtype
     compiled = compile_from_headers(recipe, listen, download=True)
@@ -37,12 +41,33 @@ def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) 
     )
     with writing(settings.scratch):
         options.state.mkdir(parents=True, exist_ok=True)
-    cached = look_up(compiled, options.cache, listen)
+    unkept = unkept_nodes(recipe, compiled)
     for name, tensor in compiled.results[step].tensors.items():
         target = Target(tensor.node, name, step, Place("", 0))
-        known = read_records(compiled.graph, [target], cached, options.cache, listen)
-        program = form_tasks(compiled.graph, [target], known)[0].programs[0]
-        value = compute_tensor(program, settings)
+        value = _tensor(compiled.graph, target, unkept, options, settings, listen)
         # A tensor that is an input's as it is has that input's dtype: widen it as computing with it would have.
         is_narrow = value.is_floating_point() and value.dtype.itemsize < 4
         yield name, value.float() if is_narrow and not stated else value
+
+
+def _tensor(
+    graph: Graph, target: Target, unkept: Set[int], options: Options, settings: Settings, listen: Listener
+) -> torch.Tensor:
+    """The value of one target, from what is in the cache now. What turns out damaged is dropped and computed again."""
+    from mergeflow.execute.task import compute_tensor
+
+    nodes = [graph[i] for i in graph.upstream([target.node])]
+    damaged: set[str] = set()
+    while True:
+        known = look_up(nodes, options.cache, listen)
+        known = replace(known, tensors=known.tensors - damaged)
+        known = read_records(graph, [target], known, options.cache, listen)
+        program = form_tasks(graph, [target], known, unkept)[0].programs[0]
+        try:
+            return compute_tensor(program, settings)
+        except CorruptEntry as error:
+            if options.cache is None or error.key in damaged:
+                raise RunError(f"{error}; look at the cache's disk, or do without a cache") from error
+            listen(Warned(f"{error}; it is computed again"))
+            Cache(options.cache).discard(error.key)
+            damaged.add(error.key)

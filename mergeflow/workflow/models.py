@@ -37,8 +37,8 @@ def compile_from_headers(
     for reference, named in _references(recipe):
         try:
             before = (planned or {}).get(reference)
-            pinned = replace(reference, revision=before.revision) if before and before.revision else reference
-            checkpoints[reference] = _open(pinned, recipe, listen, download=download)
+            commit = before.revision if before else None
+            checkpoints[reference] = _open(reference, recipe, listen, download=download, commit=commit)
         except CheckpointError as error:
             problems.append(Problem(f"{error}{_no_name_either(reference, recipe)}", named.position, named.path))
         except OSError as error:  # a name too long for this system, a disk that fails
@@ -100,13 +100,16 @@ def _hash(
     return digests
 
 
-def _open(reference: ModelReference, recipe: Recipe, listen: Listener, *, download: bool) -> Checkpoint:
+def _open(
+    reference: ModelReference, recipe: Recipe, listen: Listener, *, download: bool, commit: str | None
+) -> Checkpoint:
     folders = [recipe.folder] + ([recipe.fallback_folder] if recipe.fallback_folder else [])
     return open_model(
         reference,
         [Path(folder) for folder in folders],
         download=download,
         on_bytes=lambda n: listen(BytesMoved(read=n)),
+        commit=commit,
     )
 
 

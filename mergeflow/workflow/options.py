@@ -41,8 +41,16 @@ def available_cores() -> int:
 
 def free_memory() -> int:
     """Bytes of memory that are free or can be freed at once, as the kernel estimates it."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 32  # a kernel without the estimate: assume a small machine
+    # A kernel without the estimate: assume a small machine.
+    return _kernel_figure("/proc/meminfo", "MemAvailable:") or 1 << 32
+
+
+def peak_memory() -> int:
+    """The most resident memory this process has had, in bytes."""
+    # Not getrusage: its figure starts at what the parent had when it started us.
+    return _kernel_figure("/proc/self/status", "VmHWM:") or 0
+
+
+def _kernel_figure(path: str, name: str) -> int | None:
+    with open(path, encoding="ascii", errors="replace") as lines:
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +10,9 @@ from mergeflow.cache.store import Cache
 from mergeflow.errors import CorruptEntry
 from mergeflow.execute.events import Listener, Warned
 from mergeflow.graph.memory import Budget, make_budget
-from mergeflow.graph.nodes import Graph
+from mergeflow.graph.nodes import Graph, Node
 from mergeflow.graph.plan import Plan, computed_keys, make_plan
 from mergeflow.graph.tasks import Known, Target, needed_nodes
-from mergeflow.graph.values import Compiled
 from mergeflow.recipe.records import Recipe
 from mergeflow.workflow.destination import destinations, present_works, targets
 from mergeflow.workflow.folders import check_folders
@@ -34,9 +33,9 @@ def plan_recipe(recipe: Recipe, out: Path | None, options: Options, listen: List
     compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=False)
     check(compiled, strict=options.strict)
     found = destinations(recipe, compiled, out)
-    check_folders(recipe, found, compiled.checkpoints.values(), out, needed=False)
+    check_folders(recipe, compiled.checkpoints.values(), out, needed=False)
     wanted = [target for destination in found for target in targets(destination, present_works(destination))]
-    known = look_up(compiled, options.cache, listen)
+    known = look_up(compiled.graph, options.cache, listen)
     history = read_history(options.state, recipe)
     plan = make_plan(recipe, compiled, wanted, known, budget(options), history)
     places = {destination.step: destination.path for destination in found if destination.path is not None}
@@ -49,12 +48,12 @@ def budget(options: Options) -> Budget:
     return make_budget(options.memory, options.workers, free_memory())
 
 
-def look_up(compiled: Compiled, cache: Path | None, listen: Listener) -> Known:
-    """What of a recipe is in the cache, by names alone. A damaged entry counts as not there, with a warning."""
+def look_up(nodes: Iterable[Node], cache: Path | None, listen: Listener) -> Known:
+    """What of these values is in the cache, by names alone. A damaged entry counts as not there, with a warning."""
     if cache is None:
         return Known(cache_is_off=True)
     found = Cache(cache).lookup(
-        computed_keys(compiled), on_damage=lambda error: listen(Warned(f"{error}; it counts as a miss"))
+        computed_keys(nodes), on_damage=lambda error: listen(Warned(f"{error}; it counts as a miss"))
     )
     tensors = frozenset(key for key, entry in found.items() if entry.kind == "tensor")
     return Known(tensors, records={key: None for key, entry in found.items() if entry.kind == "record"})

@@ -9,7 +9,6 @@ the rest is planned again.
 from __future__ import annotations
 
 import math
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ from mergeflow.workflow.files import lock_of, new_files
 from mergeflow.workflow.folders import check_folders
 from mergeflow.workflow.history_file import read_history, write_history
 from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
-from mergeflow.workflow.options import Options
+from mergeflow.workflow.options import Options, peak_memory
 from mergeflow.workflow.planning import budget, look_up, read_records
 from mergeflow.workflow.report import ByteCounts, OutputReport, RunReport, TensorCounts
 from mergeflow.workflow.shards import OpenShards
@@ -55,7 +54,7 @@ def run_recipe(recipe: Recipe, out: Path | None, options: Options, listen: Liste
     scheduler = make_scheduler(options.scheduler, options.workers)
     headers = compile_from_headers(recipe, run.hear, download=False)
     check(headers, strict=options.strict)
-    check_folders(recipe, destinations(recipe, headers, out), headers.checkpoints.values(), out, needed=True)
+    check_folders(recipe, headers.checkpoints.values(), out, needed=True)
     if any(checkpoint.folder is None for checkpoint in headers.checkpoints.values()):
         with run.phase("download", 0):
             headers = compile_from_headers(recipe, run.hear, download=True, planned=headers.checkpoints)
@@ -125,7 +124,7 @@ class _Run:
             for destination, staging in zip(found, stagings, strict=True)
             for target in targets(destination, shards.works(destination.step))
         ]
-        known = look_up(compiled, self.options.cache, self.hear)
+        known = look_up(compiled.graph, self.options.cache, self.hear)
         known = read_records(compiled.graph, wanted, known, self.options.cache, self.hear)
         limits = budget(self.options)
         plan = make_plan(self.recipe, compiled, wanted, known, limits, read_history(self.options.state, self.recipe))
@@ -210,7 +209,7 @@ class _Run:
             ),
             seconds=time.perf_counter() - self.began,
             phases=self.phases,
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_memory(),
             keys=keys,
             fates=fates,
             outputs=tuple(

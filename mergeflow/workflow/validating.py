@@ -7,7 +7,6 @@ from dataclasses import replace
 from mergeflow.execute.events import Listener
 from mergeflow.graph.values import Compiled
 from mergeflow.recipe.records import Recipe
-from mergeflow.workflow.destination import destinations
 from mergeflow.workflow.folders import overlaps
 from mergeflow.workflow.models import compile_from_headers, in_file_order, judged
 
@@ -20,6 +19,6 @@ def validate_recipe(recipe: Recipe, listen: Listener, *, strict: bool) -> Compil
     """
     compiled = compile_from_headers(recipe, listen, download=False)
     reported = {problem.path for problem in compiled.problems}
-    clashes = overlaps(destinations(recipe, compiled, None), compiled.checkpoints.values(), None)
+    clashes = overlaps(recipe, compiled.checkpoints.values(), None)
     problems = in_file_order([*compiled.problems, *(clash for clash in clashes if clash.path not in reported)])
     return replace(compiled, problems=judged(problems, strict=strict))

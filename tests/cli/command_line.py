@@ -44,7 +44,7 @@ def write(text: str, path: str = "recipe.yaml") -> str:
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:
-    """Every file (and, as None, every folder) under `folder`, hidden ones too, but for what a command may write."""
+    """Every file, link (as what it says) and folder (as None) under `folder`, but for what a command may write."""
     found: dict[str, bytes | None] = {}
     for place, folders, files in os.walk(folder):
         if Path(place) == folder:
@@ -53,5 +53,6 @@ def everything(folder: Path) -> dict[str, bytes | None]:
             found[str(Path(place, name).relative_to(folder))] = None
         for name in files:
             path = Path(place, name)
-            found[str(path.relative_to(folder))] = path.read_bytes()
+            content = os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes()
+            found[str(path.relative_to(folder))] = content
     return found

@@ -1,13 +1,18 @@
-"""A folder to type commands in: small models a, b and c, and `deep` with one layer more."""
+"""A folder to type commands in: small models a, b and c, `deep` with one layer more, and an earlier output."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from tiny_checkpoints import llama
 
 from mergeflow.models import digests
+
+# The hub of the tests of models/ serves these too.
+sys.path.append(str(Path(__file__).parents[1] / "models"))
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +35,23 @@ def workplace(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for model in models.iterdir():
         (tmp_path / model.name).symlink_to(model)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def earlier_output(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """What a run wrote before."""
+    import mergeflow
+
+    folder = tmp_path_factory.mktemp("earlier")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"merge_method: passthrough\nmodels: [{{model: {models / 'a'}}}]\n")
+    options = mergeflow.Options(cache=None, state=folder / "state")
+    mergeflow.run(recipe, folder / "out", options=options)
+    return folder / "out"
+
+
+@pytest.fixture
+def out(workplace: Path, earlier_output: Path) -> Path:
+    """The earlier output, at the place where the next one is to go."""
+    shutil.copytree(earlier_output, workplace / "out")
+    return workplace / "out"

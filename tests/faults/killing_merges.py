@@ -28,7 +28,7 @@ from tiny_checkpoints import raw_bytes
 
 import mergeflow
 import mergeflow.execute.task
-import mergeflow.workflow.running  # noqa: F401
+import mergeflow.workflow.running
 from mergeflow.execute.events import Event
 from mergeflow.output.journal import JOURNAL_FILE, read_journal
 
@@ -80,7 +80,9 @@ def merge(folder: Path, place: Path, recipe: str = "recipe.yaml", at_event: int 
     (place / "report.json").write_text(json.dumps(content))
 
 
-def one_kill(folder: Path, names: dict[str, object], number: int, usual: Usual, draw: random.Random) -> dict[str, object]:
+def one_kill(
+    folder: Path, names: dict[str, object], number: int, usual: Usual, draw: random.Random
+) -> dict[str, object]:
     """Start a run, kill it, look, and run again; every second one has an earlier output in its way."""
     place = folder / f"kill-{number}"
     place.mkdir()

@@ -65,7 +65,9 @@ def undisturbed(folder: Path) -> dict[str, bytes]:
     return weights(folder / "undisturbed")
 
 
-def expect_failure(folder: Path, message: str, listen: Callable[[Event], None] = lambda event: None, **wishes: object) -> None:
+def expect_failure(
+    folder: Path, message: str, listen: Callable[[Event], None] = lambda event: None, **wishes: object
+) -> None:
     """The run raises a RunError that says `message`; the earlier output, and nothing else, is there."""
     before = raw_bytes(folder / "out")
     with pytest.raises(RunError, match=message) as caught:
@@ -280,6 +282,20 @@ def test_a_task_fails_on_a_cluster(folder: Path, tmp_path: Path) -> None:
     assert weights(folder / "out") == undisturbed(folder)
 
 
+def test_the_scheduler_dies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster whose scheduler is killed in the middle of a run ends it with an error instead of waiting for ever."""
+    monkeypatch.setattr("mergeflow.execute.schedule.CONNECT_SECONDS", 3.0)  # also how long a lost one is looked for
+    with dask_cluster(tmp_path / "cluster") as cluster:
+        cluster.workers[0].send_signal(signal.SIGSTOP)  # it keeps its share, so that the run cannot be over before
+        try:
+            kill = Once(TensorsDone, cluster.scheduler.kill)
+            expect_failure(folder, "the Dask scheduler was lost", kill, scheduler=cluster.address)
+        finally:
+            cluster.workers[0].send_signal(signal.SIGCONT)
+    run(folder)
+    assert weights(folder / "out") == undisturbed(folder)
+
+
 def test_no_cluster_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address at which there is no scheduler is named."""
     monkeypatch.setattr("mergeflow.execute.schedule.CONNECT_SECONDS", 0.2)
@@ -312,7 +328,9 @@ def test_a_new_infinity_is_an_error(sums: Path, memory: int | None) -> None:
     write_recipe(sums, SUM.replace("WEIGHT", "1"))
     run(sums)
     write_recipe(sums, SUM.replace("WEIGHT", "1.0e+6"))
-    expect_failure(sums, r"model\.\S+ has a NaN or infinity at element \d+ that none of its inputs had; .* step sum", memory=memory)
+    expect_failure(
+        sums, r"model\.\S+ has a NaN or infinity at element \d+ that none of its inputs had; .* step sum", memory=memory
+    )
     report = run(sums, memory=memory, allow_non_finite=True)
     assert any("that none of its inputs had" in warning for warning in report.warnings)
 

@@ -181,3 +181,18 @@ def test_weights_and_deltas_do_not_mix_in_an_average(tmp_path: Path) -> None:
 def _line(problem: Problem) -> int:
     assert problem.position is not None
     return problem.position.line
+
+
+def test_integer_tensors_of_sources_with_one_label_are_compared(tmp_path: Path) -> None:
+    """A step and a folder may have the same name; their integers are held against each other all the same."""
+    for name, dtype in (("a", torch.int64), ("b", torch.int32)):
+        write_model(tmp_path / name, llama_tensors(1, 3) | {"position_ids": torch.arange(4, dtype=dtype)})
+    text = """
+mergeflow: 1
+steps:
+  b: {merge_method: passthrough, models: [{model: ./a}]}
+  mix: {merge_method: linear, models: [{model: b}, {model: {path: b}}], parameters: {weight: 1}}
+outputs: {mix: {}}
+"""
+    (message,) = messages(compiled(tmp_path, text))
+    assert "it is int64 in b, int32 in b" in message

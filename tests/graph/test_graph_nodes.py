@@ -59,6 +59,5 @@ def test_the_networkx_graph_has_the_same_nodes_and_edges() -> None:
     graph = Graph()
     a, b = graph.load(source("a")), graph.load(source("b"))
     delta = graph.add("task_vector", [a, b], {})
-    assert set(graph.dag.edges) == {(a, delta), (b, delta)}
+    assert set(graph.dag().edges) == {(a, delta), (b, delta)}
     assert graph.upstream([delta]) == [a, b, delta]
-    assert graph.upstream([delta], stop=[delta]) == [delta]

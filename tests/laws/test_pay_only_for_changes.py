@@ -20,7 +20,10 @@ from mergeflow.graph.nodes import Graph, Node
 from mergeflow.workflow.report import RunReport
 
 SMALL = (40, 64)
-LAYER_1 = [f"model.layers.1.{name}" for name in ("self_attn.q_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight", "mlp.gate.bias")]
+LAYER_1 = [
+    f"model.layers.1.{name}"
+    for name in ("self_attn.q_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight", "mlp.gate.bias")
+]
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_another_density_of_one_model(folder: Path) -> None:
     thresholds = {key for key, op in new.items() if op == "kth_magnitude"}
     assert thresholds
     assert thresholds == expected - before.keys()
-    assert {op for op in new.values()} == {"kth_magnitude", "gram"}
+    assert set(new.values()) == {"kth_magnitude", "gram"}
     assert report.statistics["computed"] == len(new)
 
 
@@ -178,7 +181,9 @@ def test_cache_always_of_equal_values(folder: Path) -> None:
         file = folder / name / "model.safetensors"
         tensors = load_file(file)
         save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
-    skills = RECIPE[RECIPE.index("  skills:\n") : RECIPE.index("  final:\n")].replace("  skills:\n", "  skills:\n    cache: always\n")
+    skills = RECIPE[RECIPE.index("  skills:\n") : RECIPE.index("  final:\n")].replace(
+        "  skills:\n", "  skills:\n    cache: always\n"
+    )
     final = "  final:\n    merge_method: linear\n    models: [{model: skills}, {model: twin}]\n    parameters: {weight: 1}\n"
     text = RECIPE[: RECIPE.index("  skills:\n")] + skills + skills.replace("skills:", "twin:") + final
     text += RECIPE[RECIPE.index("outputs:") :]
@@ -230,7 +235,10 @@ class Wording:
             ("weight: 0.4, density: 0.3", f"weight: {self.weights[1]}, density: {self.densities[1]}"),
             ("[0.1, 0.5, 1]", str(list(self.t))),
             ("[0.2, 0.9]", str(self.mlp)),
-            ("  skills:\n", f"  skills:\n    cache: {self.policy}\n" + (f"    dtype: {self.dtype}\n" if self.dtype else "")),
+            (
+                "  skills:\n",
+                f"  skills:\n    cache: {self.policy}\n" + (f"    dtype: {self.dtype}\n" if self.dtype else ""),
+            ),
             ("  final: {path: ./out}\n", "".join(self.output(step) for step in self.outputs)),
         ]
         text = RECIPE
@@ -259,7 +267,7 @@ wordings = st.builds(
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Models, a cache and outputs that one edit after the other finds as the last one left them."""
-    yield three_models(tmp_path_factory.mktemp("workshop"), large=(16, 24), layers=2)
+    return three_models(tmp_path_factory.mktemp("workshop"), large=(16, 24), layers=2)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

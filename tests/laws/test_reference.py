@@ -114,13 +114,15 @@ def test_a_chain_is_its_steps_one_by_one(tmp_path: Path, memory: int | None) -> 
     """Twenty slerps in one recipe give the bytes of twenty recipes with a float32 model on disk between them."""
     three_models(tmp_path, torch.bfloat16, layers=1, large=(140, 1024))
     towards = [f"./{NAMES[number % 2 + 1]}" for number in range(STEPS)]
-    mergeflow.run(write_recipe(tmp_path, chain("./base", towards)), tmp_path / "whole", options=options(tmp_path, memory=memory))
+    mergeflow.run(
+        write_recipe(tmp_path, chain("./base", towards)), tmp_path / "whole", options=options(tmp_path, memory=memory)
+    )
 
     before = "./base"
-    for number, name in enumerate(towards):
+    for number, _name in enumerate(towards):
         # The step's own number decides its t: keep it, and drop the steps before.
         text = chain("./base", towards[: number + 1]).splitlines()
-        single = text[: text.index("steps:") + 1] + [text[text.index("steps:") + 1 + number]] + text[-2:]
+        single = [*text[:text.index("steps:") + 1], text[text.index("steps:") + 1 + number], *text[-2:]]
         recipe = "\n".join(single).replace(f"step_{number - 1},", f"{before},")
         mergeflow.run(
             write_recipe(tmp_path, recipe + "\n", "single.yaml"), tmp_path / f"part{number}", options=options(tmp_path)

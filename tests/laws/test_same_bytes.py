@@ -24,7 +24,7 @@ from tiny_checkpoints import raw_bytes
 import mergeflow
 from mergeflow.execute.records import Settings
 from mergeflow.execute.task import compute_tensor
-from mergeflow.graph.memory import MiB, Budget, allocate
+from mergeflow.graph.memory import Budget, MiB, allocate
 from mergeflow.workflow.report import RunReport
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,9 @@ def test_any_memory(case: Case, tmp_path: Path, memory: int) -> None:
 
 def test_the_least_memory_needs_scratch_files(bf16: Case) -> None:
     """The law above is about something: with no memory to share, values go through files and inputs are read twice."""
-    roomy, tight = (mergeflow.plan(bf16.folder / "recipe.yaml", options=options(bf16.folder, memory=m)) for m in (None, 1))
+    roomy, tight = (
+        mergeflow.plan(bf16.folder / "recipe.yaml", options=options(bf16.folder, memory=m)) for m in (None, 1)
+    )
     assert tight.budget.block_elements < roomy.budget.block_elements
     kept = [allocate(p, tight.budget.share_bytes) for task in tight.tasks for p in task.programs]
     assert any(storage.file_bytes for storage in kept)
@@ -148,7 +150,10 @@ def test_fp8(cluster: Cluster, tmp_path: Path) -> None:
     assert fp8.run(tmp_path / "cluster", scheduler=cluster.address).files == fp8.expected.files
 
 
-CACHED = RECIPE.replace("base_model: base\n    models:\n      - {model: math", "base_model: base\n    cache: always\n    models:\n      - {model: math")
+CACHED = RECIPE.replace(
+    "base_model: base\n    models:\n      - {model: math",
+    "base_model: base\n    cache: always\n    models:\n      - {model: math",
+)
 
 
 def entries(cache: Path) -> list[Path]:
@@ -188,7 +193,7 @@ def test_damaged_entries(bf16: Case, tmp_path: Path, kind: str, memory: int | No
     cache = tmp_path / "cache"
     first = bf16.run(tmp_path / "first", recipe, cache=cache)
     before = len(entries(cache))
-    damaged = [path for path in sorted(cache.glob(f"v1/??/*/{kind}"))]
+    damaged = sorted(cache.glob(f"v1/??/*/{kind}"))
     assert len(damaged) > 5
     for path in damaged:
         flip(path)
@@ -238,9 +243,12 @@ def renamed(text: str) -> str:
     """Other names for steps and aliases."""
     for old, new in (("math_skill", "m"), ("code_skill", "zz"), ("skills", "both"), ("final", "last")):
         text = text.replace(old, new)
-    return text.replace("models: {base: ./base,", "models: {origin: ./base,").replace("base: base", "base: origin").replace(
-        "base_model: base", "base_model: origin"
-    ).replace("{model: base}", "{model: origin}")
+    return (
+        text.replace("models: {base: ./base,", "models: {origin: ./base,")
+        .replace("base: base", "base: origin")
+        .replace("base_model: base", "base_model: origin")
+        .replace("{model: base}", "{model: origin}")
+    )
 
 
 def reordered(text: str) -> str:

@@ -414,3 +414,46 @@ def test_an_adapter_is_refused(tmp_path: Path) -> None:
     """A reference with a LoRA adapter is never opened as if it had none."""
     with pytest.raises(CheckpointError, match="adapters are not supported yet"):
         open_model(ModelReference("base", adapter="lora"), [tmp_path], download=False)
+
+
+def test_what_was_planned_is_opened_later_under_the_name_it_was_written_with(server: FakeHub, hub: Hub) -> None:
+    """A branch that moves after planning does not matter: that commit is downloaded, and noted as the branch."""
+    planned = open_model(ModelReference("org/single"), [], download=False, hub=hub)
+    server.repositories["org/single"].commits[SECOND] = SHARDED
+    server.repositories["org/single"].refs["main"] = SECOND
+    opened = open_model(ModelReference("org/single"), [], download=True, commit=planned.revision, hub=hub)
+    assert (opened.label, opened.revision) == ("org/single", FIRST)
+    away = replace(hub, endpoint="http://127.0.0.1:9")
+    assert open_model(ModelReference("org/single"), [], download=False, hub=away).revision == FIRST
+
+
+def test_two_names_of_one_commit_are_both_known_offline(server: FakeHub, hub: Hub) -> None:
+    """The second name's files are there already; that it means this commit is noted all the same."""
+    downloaded(hub, "org/single")
+    downloaded(hub, "org/single", "v1")
+    assert describe("org/single", "v1", hub=replace(hub, endpoint="http://127.0.0.1:9")).revision == FIRST
+
+
+def test_a_recipe_that_ran_online_runs_offline(server: FakeHub, hub: Hub, tmp_path: Path) -> None:
+    """`mergeflow run` downloads the models a recipe names; with HF_HUB_OFFLINE=1 it runs again without a request."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("models: [{model: org/single}]\nmerge_method: passthrough\n")
+    program = "from mergeflow.cli.main import main; main()"
+    environment = os.environ | {
+        "HF_ENDPOINT": server.address,
+        "HF_HUB_CACHE": str(hub.cache),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+    def run(out: str, **more: str) -> None:
+        command = [sys.executable, "-c", program, "run", str(recipe), str(tmp_path / out), "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "identical to org/single:" in done.stderr  # the name as it is written, without a commit
+
+    run("online")
+    server.requests.clear()
+    run("offline", HF_HUB_OFFLINE="1")
+    assert server.requests == []
+    online, offline = (tmp_path / out / "model.safetensors" for out in ("online", "offline"))
+    assert offline.read_bytes() == online.read_bytes()

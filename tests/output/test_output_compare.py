@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from output_builders import content_of, shards_of, snapshot, states, tensor, tensors, write_model, write_places
@@ -106,7 +107,7 @@ def test_completed_shards_of_an_interrupted_run_are_resumed(tmp_path: Path) -> N
     """What an interrupted run completed counts; what it had only begun does not."""
     shards = shards_of("abcdef")
     staging = prepare(tmp_path / "model", shards)
-    write_places(staging.__class__(staging.target, staging.works[:2], staging.disk, staging.run_lock))
+    write_places(replace(staging, works=staging.works[:2]))
     abandon(staging)
 
     works = compare(inspect_target(tmp_path / "model"), shards)

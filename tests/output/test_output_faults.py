@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -171,7 +172,7 @@ def test_everything_is_on_the_disk_before_it_is_shown(tmp_path: Path) -> None:
     write_model(tmp_path / "model", NEW, limit=0, disk=WatchedDisk(note))
 
     synced = [name for operation, name in operations if operation == "sync"]
-    assert synced[0] == "model.safetensors.partial"
+    assert re.fullmatch(r"model\.safetensors\.[0-9a-f]{8}\.partial", synced[0])
     assert sorted(synced[1:4]) == ["README.md", "config.json", "config.json"]
     assert synced[4:] == ["mergeflow.lock.json", "next", tmp_path.name]
     steps = [

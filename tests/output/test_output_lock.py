@@ -23,6 +23,7 @@ FULL = replace(
     models={"base": LockedModel("./base", None, "d1", {"a": "t1"}), "chat": LockedModel("org/chat", "5a1c", "d2")},
     files={"1_Pooling/config.json": "f2", "README.md": "f1"},
     shards=shards_of("abc"),
+    samples={shard.file: f"s{shard.file}" for shard in shards_of("abc")},
 )
 
 
@@ -40,14 +41,17 @@ def test_a_lock_reads_back_as_it_was_written(
         OutputTensor(f"t{number}", data.draw(st.sampled_from(DTYPES)), shape, data.draw(st.none() | st.text()))
         for number, shape in enumerate(shapes)
     ]
-    lock = replace(FULL, recipe=recipe, variables=variables, shards=plan_shards(tensors, 20))
+    shards = plan_shards(tensors, 20)
+    samples = {shard.file: data.draw(st.text()) for shard in shards if data.draw(st.booleans())}
+    lock = replace(FULL, recipe=recipe, variables=variables, shards=shards, samples=samples)
     assert parse_lock(lock_json(lock)) == lock
 
 
 def test_the_text_of_a_lock_is_this() -> None:
     """A tensor is one line, with its dtype, shape and place in the file: the format other tools may rely on."""
     name = "a" * 60
-    lock = Lock("1.2.3", "r", "final", files={"config.json": "ab"}, shards=plan_shards([tensor(name)], 0))
+    shards = plan_shards([tensor(name)], 0)
+    lock = Lock("1.2.3", "r", "final", files={"config.json": "ab"}, shards=shards, samples={"model.safetensors": "cd"})
     assert lock_json(lock).splitlines() == [
         "{",
         ' "format": 1,',
@@ -62,6 +66,7 @@ def test_the_text_of_a_lock_is_this() -> None:
         "  {",
         '   "file": "model.safetensors",',
         '   "size": 224,',
+        '   "sample": "cd",',
         '   "tensors": {',
         f'    "{name}": {{"key": "{name}", "dtype": "bfloat16", "shape": [4, 8], "offsets": [160, 224]}}',
         "   }",
@@ -101,6 +106,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         (damaged(lambda lock: lock["variables"].update({"a": None})), "variables.a"),
         (damaged(lambda lock: lock["models"]["chat"].update(revision=3)), "models.chat.revision"),
         (damaged(lambda lock: lock["shards"][0].update(size=3)), "do not belong"),
+        (damaged(lambda lock: lock["shards"][0].update(sample=3)), "sample"),
         (damaged(lambda lock: lock["shards"][0].update(file="../x.safetensors")), "file name"),
         (damaged(lambda lock: lock["shards"][0]["tensors"]["a"].update(offsets=[0, 64])), "do not belong"),
         (damaged(lambda lock: lock["shards"][0]["tensors"]["a"].update(shape=[-1, 8])), "tensor a: shape"),

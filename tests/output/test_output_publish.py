@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from mergeflow.output.disk import Disk
 from mergeflow.output.files import NewFile
 from mergeflow.output.lock import read_lock
 from mergeflow.output.publish import publish
+from mergeflow.output.sample import sample_digest
 from mergeflow.output.staging import open_staging
 
 SHARDED = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"}
@@ -263,6 +265,43 @@ def test_warnings_about_changed_shards_reach_the_report(tmp_path: Path) -> None:
     [warning] = write_model(tmp_path / "model", tensors("abcd")).warnings
     assert "model-00001-of-00002.safetensors was changed or removed" in warning
     assert read_tensors(tmp_path / "model") == expected_tensors(tensors("abcd"))
+
+
+@pytest.mark.parametrize("means", ["mv", "cp -p"])
+def test_a_shard_of_another_output_in_the_place_of_ours_is_rebuilt(tmp_path: Path, means: str) -> None:
+    """Same names, sizes and header, and older than our lock: its bytes still give it away, whichever output it is of.
+
+    The second shard of both outputs is the same, so only the first is warned of and written anew.
+    """
+    shard = "model-00001-of-00002.safetensors"
+    wanted, others = tensors("abcd"), tensors({"a": "other", "b": "b", "c": "c", "d": "d"})
+    write_model(tmp_path / "other", others)
+    write_model(tmp_path / "model", wanted)
+    lock, kept = (
+        (tmp_path / "model" / "mergeflow.lock.json").read_bytes(),
+        tmp_path / "model" / shard.replace("1", "2", 1),
+    )
+    inode = kept.stat().st_ino
+    replaces = shutil.move if means == "mv" else shutil.copy2
+    replaces(tmp_path / "other" / shard, tmp_path / "model" / shard)
+    assert (tmp_path / "model" / shard).stat().st_mtime_ns <= (
+        tmp_path / "model" / "mergeflow.lock.json"
+    ).stat().st_mtime_ns
+
+    published = write_model(tmp_path / "model", wanted)
+    [warning] = published.warnings
+    assert f"{shard} was changed or removed" in warning
+    assert read_tensors(tmp_path / "model") == expected_tensors(wanted)
+    assert (tmp_path / "model" / "mergeflow.lock.json").read_bytes() == lock
+    assert kept.stat().st_ino == inode
+
+
+def test_the_lock_holds_the_sample_of_every_shard_kept_or_written(tmp_path: Path) -> None:
+    """A kept shard (here under another name) has the sample it had, a new one its own: as if all were written."""
+    write_model(tmp_path / "model", tensors("abcd"))
+    lock = write_model(tmp_path / "model", tensors("abcdef")).lock
+    assert lock.samples == {shard.file: sample_digest(tmp_path / "model" / shard.file, shard) for shard in lock.shards}
+    assert lock == write_model(tmp_path / "elsewhere", tensors("abcdef")).lock
 
 
 def test_a_staging_folder_that_cannot_be_removed_is_only_a_warning(tmp_path: Path) -> None:

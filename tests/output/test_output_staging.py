@@ -40,7 +40,7 @@ def test_prepare_creates_partial_files_with_their_headers(tmp_path: Path) -> Non
     shards = shards_of("abc")
     with open_staging(tmp_path / "model", shards) as staging:
         for shard in shards:
-            content = (staging.folder / f"{shard.file}.partial").read_bytes()
+            content = (staging.folder / f"{shard.file}.{staging.token}.partial").read_bytes()
             assert content == shard.header + bytes(shard.data_bytes)
         assert not (tmp_path / "model").exists()
 
@@ -108,8 +108,8 @@ def test_completed_shards_of_another_plan_are_cleared(tmp_path: Path) -> None:
     with open_staging(tmp_path / "model", shards_of("xyzw")) as staging:
         assert states(staging) == ["rebuilt", "rebuilt"]
         assert sorted(path.name for path in staging.folder.iterdir()) == [
-            "journal.jsonl", "lock", "model-00001-of-00002.safetensors.partial",
-            "model-00002-of-00002.safetensors.partial", "next",
+            "journal.jsonl", "lock", f"model-00001-of-00002.safetensors.{staging.token}.partial",
+            f"model-00002-of-00002.safetensors.{staging.token}.partial", "next",
         ]  # fmt: skip
         assert list(staging.next.iterdir()) == []
     assert tmp_path.is_dir()
@@ -128,6 +128,25 @@ def test_a_completed_shard_that_was_replaced_does_not_count(tmp_path: Path) -> N
 
     with open_staging(tmp_path / "model", shards) as staging:
         assert states(staging) == ["rebuilt", "rebuilt"]
+
+
+def test_a_task_of_an_earlier_run_cannot_reach_the_next_runs_files(tmp_path: Path) -> None:
+    """What a run was told to write to is gone once the next run holds the folder: not its path, nor what it had open.
+
+    The first run is killed (its lock is let go, nothing is cleared) while a task of it is still at work.
+    """
+    shards = shards_of("abc")
+    killed = prepare(tmp_path / "model", shards)
+    killed.run_lock.close()
+    places = [place for work in killed.works for place in work.places]
+    with places[0].extent.file.open("rb+") as stale, open_staging(tmp_path / "model", shards) as staging:
+        assert [place.extent.file.exists() for place in places] == [False] * len(places)
+        write_places(staging)
+        stale.seek(places[0].extent.offset)
+        stale.write(b"#" * places[0].extent.nbytes)
+        stale.flush()
+        publish(staging, FILES, LOCK)
+    assert read_tensors(tmp_path / "model") == expected_tensors(tensors("abc"))
 
 
 def test_a_second_run_is_refused_at_once_and_the_first_goes_on(tmp_path: Path) -> None:

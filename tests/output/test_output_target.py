@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from output_builders import tensors, write_model
 
 from mergeflow.errors import OutputError
-from mergeflow.output.lock import LOCK_FILE
+from mergeflow.output.lock import LOCK_FILE, lock_json
 from mergeflow.output.target import inspect_target
 
 MODEL = tensors("abc")
@@ -103,6 +105,29 @@ def test_strange_weights_in_our_folder_are_refused(tmp_path: Path, name: str) ->
     (tmp_path / "model" / name).write_text("mine")
     with pytest.raises(OutputError, match=name):
         inspect_target(tmp_path / "model")
+
+
+def test_a_shard_of_a_lock_without_samples_is_not_intact(tmp_path: Path) -> None:
+    """A lock that states nothing of a shard's bytes vouches for none: it is rebuilt, and the warning says why."""
+    folder = tmp_path / "model"
+    lock = write_model(folder, MODEL).lock
+    before = (folder / LOCK_FILE).stat().st_mtime_ns
+    (folder / LOCK_FILE).write_text(lock_json(replace(lock, samples={})))
+    os.utime(folder / LOCK_FILE, ns=(before, before))
+
+    target = inspect_target(folder)
+    assert target.intact == ()
+    assert ["has no sample" in warning for warning in target.warnings] == [True, True]
+
+
+def test_a_moved_or_copied_output_is_recognised(tmp_path: Path) -> None:
+    """Moved, or copied with its times, a folder is what its lock says, and nothing is warned of."""
+    write_model(tmp_path / "model", MODEL)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copied")
+    for name in ("moved", "copied"):
+        target = inspect_target(tmp_path / name)
+        assert (len(target.intact), target.warnings) == (2, ())
 
 
 def test_shards_that_somebody_changed_are_not_intact_and_warned_of(tmp_path: Path) -> None:

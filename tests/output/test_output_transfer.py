@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeflow.output import transfer
 from mergeflow.execute.writeback import start_writeback, write_all
+from mergeflow.output import transfer
 from mergeflow.output.transfer import KernelCopy, copy_range, exchange_names, kernel_copy
 
 

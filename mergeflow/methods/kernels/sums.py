@@ -29,19 +29,23 @@ class LaneSums:
     """Sums over a tensor of `size` elements, of terms made from float64 copies of the inputs' blocks."""
 
     def __init__(self, size: int, inputs: int, sums: int, device: torch.device) -> None:
-        width = min(size, LANES)
-        self.totals = torch.zeros((sums, width), dtype=torch.float64, device=device)
-        self._copies = torch.empty((inputs, width), dtype=torch.float64, device=device)
+        self._width = min(size, LANES)
+        # Lists: taking a row of a tensor costs as much as adding a thousand numbers to it.
+        self._totals = list(torch.zeros((sums, self._width), dtype=torch.float64, device=device))
+        self._copies = list(torch.empty((inputs, self._width), dtype=torch.float64, device=device))
 
     def widened(self, blocks: Sequence[Tensor], offset: int, count: int) -> list[Tensor]:
         """The `count` elements from `offset` on of each block, as float64, in buffers that the next call reuses."""
-        return [
-            copy[:count].copy_(block[offset : offset + count]) for copy, block in zip(self._copies, blocks, strict=True)
-        ]
+        copies = self._copies if count == self._width else [copy[:count] for copy in self._copies]
+        return [copy.copy_(block[offset : offset + count]) for copy, block in zip(copies, blocks, strict=True)]
+
+    def totals(self, count: int) -> list[Tensor]:
+        """The first `count` lanes of each sum, to add to."""
+        return self._totals if count == self._width else [total[:count] for total in self._totals]
 
     def folded(self) -> list[float]:
         """The sums."""
-        return [_fold(total) for total in self.totals.clone()]
+        return [_fold(total.clone()) for total in self._totals]
 
 
 def _fold(lanes: Tensor) -> float:
@@ -83,10 +87,10 @@ class MagnitudeSum:
         """Adds one block (n,)."""
         (block,) = blocks
         self._sums = self._sums or LaneSums(len(self.wanted), 1, 1, block.device)
-        (total,) = self._sums.totals
         for offset, count in _runs(block.numel()):
             (values,) = self._sums.widened(blocks, offset, count)
-            total[:count] += values.abs_()
+            (total,) = self._sums.totals(count)
+            total += values.abs_()
 
     def finish(self) -> Record:
         """The record, after one pass."""
@@ -114,8 +118,8 @@ class Gram:
         for offset, count in _runs(blocks[0].numel()):
             values = self._sums.widened(blocks, offset, count)
             pairs = [(left, right) for i, left in enumerate(values) for right in values[i:]]
-            for total, (left, right) in zip(self._sums.totals, pairs, strict=True):
-                _add_product(total[:count], left, right, exact=blocks[0].dtype == torch.float32)
+            for total, (left, right) in zip(self._sums.totals(count), pairs, strict=True):
+                _add_product(total, left, right, exact=blocks[0].dtype == torch.float32)
 
     def finish(self) -> Record:
         """The record, after one pass."""
