@@ -46,6 +46,9 @@ outputs:
   final: {path: ./out}
 """
 
+# The same, its third step kept in the cache.
+CACHED = RECIPE.replace("  skills:\n", "  skills:\n    cache: always\n")
+
 
 def shapes(large: tuple[int, ...] = LARGE, layers: int = LAYERS) -> dict[str, tuple[int, ...]]:
     """Names and shapes: a few blocks, a row, 63 elements, one, none, and no dimension."""

@@ -62,8 +62,8 @@ class ThreadScheduler:
                 raise Stopped
             emit(BytesMoved(read, written))
 
-        # Dask starts nodes that depend on nothing in an order of its own (the last first, today); tasks are taken in the
-        # order of the output, so that shards complete one by one and are written in rising offsets.
+        # Dask starts nodes that depend on nothing in an order of its own (the last first, today); tasks are taken in
+        # the order of the output, so that shards complete one by one and are written in rising offsets.
         waiting = deque(tasks)
 
         def work() -> None:

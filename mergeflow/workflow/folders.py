@@ -44,7 +44,8 @@ def check_folders(recipe: Recipe, models: Iterable[Checkpoint], out: Path | None
         RecipeError: an output has no folder, or one that the recipe must not name; with the line that names it.
         OutputError: the folder of the command line cannot be used.
     """
-    problems = [*(_missing(recipe, out) if needed else ()), *overlaps(recipe, models, out)]
+    missing = _missing(recipe) if needed and out is None else ()
+    problems = [*missing, *overlaps(recipe, models, out)]
     if not problems:
         problems = [problem for output in recipe.outputs if (problem := _unusable(recipe, output, out)) is not None]
     if problems:
@@ -56,7 +57,11 @@ def overlaps(recipe: Recipe, models: Iterable[Checkpoint], out: Path | None) -> 
     folders = [(f"the model {model.label}", model.folder) for model in models if model.folder is not None]
     read = len(folders)
     for output in recipe.outputs:
-        place = output_folder(recipe, output, out)
+        try:
+            place = output_folder(recipe, output, out)
+        except RecipeError as error:
+            yield from error.problems
+            continue
         if place is None:
             continue
         for number, (owner, folder) in enumerate(folders):
@@ -84,11 +89,11 @@ def _relation(path: Path, folder: Path) -> str | None:
     return "holds" if one in other.parents else None
 
 
-def _missing(recipe: Recipe, out: Path | None) -> Iterator[Problem]:
+def _missing(recipe: Recipe) -> Iterator[Problem]:
     for output in recipe.outputs:
-        if output_folder(recipe, output, out) is None:
+        if output.path is None:
             message = f"no folder for the output {output.step}: name one (mergeflow run {recipe.file} OUT)"
-            yield _problem(output, out, message)
+            yield _problem(output, None, message)
 
 
 def _unusable(recipe: Recipe, output: Output, out: Path | None) -> Problem | None:

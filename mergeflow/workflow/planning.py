@@ -32,8 +32,8 @@ def plan_recipe(recipe: Recipe, out: Path | None, options: Options, listen: List
     check(compiled, strict=options.strict)
     compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=False)
     check(compiled, strict=options.strict)
-    found = destinations(recipe, compiled, out)
     check_folders(recipe, compiled.checkpoints.values(), out, needed=False)
+    found = destinations(recipe, compiled, out)
     wanted = [target for destination in found for target in targets(destination, present_works(destination))]
     known = look_up(compiled.graph, options.cache, listen)
     history = read_history(options.state, recipe)

@@ -148,7 +148,7 @@ class TestFoldersOfModels:
         refused(LINEAR.replace("./b", f"▶./{name}"), f"models.b: ./{name}: File name too long")
 
     def test_a_user_who_is_not_there(self) -> None:
-        """~somebody, as a model and as an output."""
+        """~somebody."""
         refused(LINEAR.replace("./b", "▶~nobodyhere/model"), "models.b: ~nobodyhere/model: …")
 
     def test_a_config_that_is_no_json(self) -> None:

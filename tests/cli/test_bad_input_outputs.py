@@ -125,6 +125,19 @@ outputs:
             says(mergeflow(command, path), 1, f"recipe.yaml:11:3: error: outputs.y: {expected}")
             assert everything(workplace) == before
 
+    def test_a_user_who_is_not_there(self, workplace: Path) -> None:
+        """~somebody, beside another mistake: both are said."""
+        path = write(self.TWO % ("~nobodyhere/merged", "", "./a"))
+        before = everything(workplace)
+        for command in ("validate", "plan", "run"):
+            says(
+                mergeflow(command, path),
+                1,
+                "recipe.yaml:10:3: error: outputs.x: ~nobodyhere/merged: …",
+                "recipe.yaml:11:3: error: outputs.y: … is the folder of the model ./a, …",
+            )
+            assert everything(workplace) == before
+
     def test_every_folder_is_looked_at(self, workplace: Path) -> None:
         """Two outputs, two wrong folders, two messages; nothing of either is made."""
         Path("file").write_text("mine")

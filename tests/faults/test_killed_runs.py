@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from three_steps import RECIPE, three_models, write_recipe
+from three_steps import CACHED, three_models, write_recipe
 
 TESTS = Path(__file__).parents[1]
 KILLS = 16
 
 # Shards of one large tensor each; a step in the cache, so that tensors on their way there are killed too.
-SHARDED = RECIPE.replace("./out", "./out, max_shard_size: 4MB").replace("  skills:\n", "  skills:\n    cache: always\n")
+SHARDED = CACHED.replace("./out", "./out, max_shard_size: 4MB")
 
 
 @pytest.fixture(scope="module")

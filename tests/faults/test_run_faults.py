@@ -19,7 +19,7 @@ import pytest
 import torch
 from dask_cluster import dask_cluster
 from safetensors.torch import load_file, save_file
-from three_steps import RECIPE, options, three_models, weights, write_recipe
+from three_steps import CACHED, RECIPE, options, three_models, weights, write_recipe
 from tiny_checkpoints import raw_bytes
 
 import mergeflow
@@ -126,9 +126,6 @@ def test_the_run_goes_on_once_the_input_is_back(folder: Path) -> None:
     (folder / "away").rename(file)
     run(folder)
     assert weights(folder / "out") == undisturbed(folder)
-
-
-CACHED = RECIPE.replace("  skills:\n", "  skills:\n    cache: always\n")
 
 
 @pytest.mark.parametrize("moment", [PhaseStarted, TensorsDone])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from three_steps import RECIPE, let_settle, options, three_models, weights, write_recipe
+from three_steps import CACHED, RECIPE, let_settle, options, three_models, weights, write_recipe
 
 import mergeflow
 from mergeflow.cache.care import entries
@@ -167,9 +167,8 @@ def test_a_renamed_step(folder: Path) -> None:
 
 def test_cache_always(folder: Path) -> None:
     """A step with `cache: always` is read from the cache by a later run, and what it was made of is not read."""
-    text = edited("  skills:\n", "  skills:\n    cache: always\n")
-    run(folder, text)
-    report = run(folder, edited("[0.1, 0.5, 1]", "[0.2, 0.6, 1]", edited("[0.2, 0.9]", "0.3", text)))
+    run(folder, CACHED)
+    report = run(folder, edited("[0.1, 0.5, 1]", "[0.2, 0.6, 1]", edited("[0.2, 0.9]", "0.3", CACHED)))
     assert report.bytes.cache_read == report.bytes.written > 0
     assert report.bytes.read < 1.5 * report.bytes.written  # base, and not math and code, which are as large
     assert report.statistics["computed"] == 0

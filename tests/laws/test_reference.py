@@ -122,7 +122,7 @@ def test_a_chain_is_its_steps_one_by_one(tmp_path: Path, memory: int | None) -> 
     for number, _name in enumerate(towards):
         # The step's own number decides its t: keep it, and drop the steps before.
         text = chain("./base", towards[: number + 1]).splitlines()
-        single = [*text[:text.index("steps:") + 1], text[text.index("steps:") + 1 + number], *text[-2:]]
+        single = [*text[: text.index("steps:") + 1], text[text.index("steps:") + 1 + number], *text[-2:]]
         recipe = "\n".join(single).replace(f"step_{number - 1},", f"{before},")
         mergeflow.run(
             write_recipe(tmp_path, recipe + "\n", "single.yaml"), tmp_path / f"part{number}", options=options(tmp_path)

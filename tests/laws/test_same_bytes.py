@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from dask_cluster import Cluster, dask_cluster
-from three_steps import RECIPE, options, three_models, weights, write_recipe
+from three_steps import CACHED, RECIPE, options, three_models, weights, write_recipe
 from tiny_checkpoints import raw_bytes
 
 import mergeflow
@@ -41,9 +42,10 @@ class Made:
 
 @dataclass(frozen=True)
 class Case:
-    """Models and a recipe in `folder`, and what an ordinary run of it gave."""
+    """Models of one dtype and a recipe in `folder`, and what an ordinary run of it gave."""
 
     folder: Path
+    dtype: torch.dtype
     expected: Made
 
     def run(self, place: Path, recipe: Path | None = None, **wishes: object) -> Made:
@@ -62,7 +64,7 @@ def make_case(folder: Path, dtype: torch.dtype) -> Case:
     recipe = write_recipe(folder)
     expected = run(recipe, folder / "expected", options(folder, cache=None))
     assert expected.report.tensors.computed == len(expected.report.keys)
-    return Case(folder, expected)
+    return Case(folder, dtype, expected)
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +107,14 @@ def test_any_block_length(case: Case, tmp_path: Path, blocks: int, share: int) -
     """Any block of whole 65536s, be it longer than the tensors, gives each tensor's bytes."""
     settings = Settings(Budget(1, share, blocks * 65536), "cpu", None, str(tmp_path))
     plan = mergeflow.plan(case.folder / "recipe.yaml", options=options(case.folder, cache=None))
-    expected = mergeflow_tensors(case.expected)
+    expected = tensor_bytes(case.expected)
     for program in (program for task in plan.tasks for program in task.programs):
         for sink in program.sinks:
             found = compute_tensor(replace(program, sinks=(sink,)), settings)
             assert torch.equal(found.view(-1).view(torch.uint8), expected[sink.name]), sink.name
 
 
-def mergeflow_tensors(made: Made) -> dict[str, torch.Tensor]:
+def tensor_bytes(made: Made) -> dict[str, torch.Tensor]:
     """Every tensor of a folder's one shard, as bytes."""
     content = made.files["model.safetensors"]
     length = 8 + int.from_bytes(content[:8], "little")
@@ -148,12 +150,6 @@ def test_fp8(cluster: Cluster, tmp_path: Path) -> None:
     fp8 = make_case(tmp_path / "fp8", torch.float8_e4m3fn)
     assert fp8.run(tmp_path / "short", memory=1, workers=1).files == fp8.expected.files
     assert fp8.run(tmp_path / "cluster", scheduler=cluster.address).files == fp8.expected.files
-
-
-CACHED = RECIPE.replace(
-    "base_model: base\n    models:\n      - {model: math",
-    "base_model: base\n    cache: always\n    models:\n      - {model: math",
-)
 
 
 def entries(cache: Path) -> list[Path]:
@@ -231,9 +227,8 @@ def test_any_hash_seed(bf16: Case, tmp_path: Path, seed: str) -> None:
 
 
 def test_any_sharding_of_the_inputs(case: Case, tmp_path: Path) -> None:
-    """Inputs in three files each, their tensors in another order, give the same weights and the same keys."""
-    dtype = next(d for d in DTYPES if str(d).removeprefix("torch.") in (case.folder / "base/config.json").read_text())
-    other = three_models(tmp_path / "sharded", dtype, shards=3)
+    """Inputs in three files each give the same weights and the same keys as inputs in one."""
+    other = three_models(tmp_path / "sharded", case.dtype, shards=3)
     found = case.run(tmp_path, write_recipe(other))
     assert weights(tmp_path / "out") == weights(case.folder / "expected" / "out")
     assert found.report.keys == case.expected.report.keys
@@ -253,8 +248,6 @@ def renamed(text: str) -> str:
 
 def reordered(text: str) -> str:
     """The steps from last to first, and the mappings of a step from end to beginning."""
-    import yaml
-
     document = yaml.safe_load(text)
     document["steps"] = {name: backwards(step) for name, step in reversed(document["steps"].items())}
     return yaml.safe_dump(backwards(document), sort_keys=False)
