@@ -23,9 +23,12 @@ MiB = 1 << 20
 PROCESS_BYTES = 330 * MiB
 THREAD_BYTES = 8 * MiB
 
-BLOCK_ELEMENTS = 1 << 18
+# Twice what fits best into the processor's cache: between two calls into torch the threads of a process take turns, and
+# with fewer, longer calls they wait less for each other (slerp of 1.1B parameters: 8.9 s instead of 11.1 s).
+BLOCK_ELEMENTS = 1 << 19
 LEAST_BLOCK_ELEMENTS = 1 << 16
 BLOCK_BUFFERS = 16  # values alive at once plus a kernel's scratch, at most, in the methods there are
+FULL_BLOCK_BYTES = BLOCK_BUFFERS * BLOCK_ELEMENTS * 4
 DEFAULT_SHARE_BYTES = 96 * MiB  # holds the inputs of a 4096 x 4096 bf16 merge of three models and its base twice over
 ALIGNMENT = 4096
 
@@ -76,7 +79,7 @@ def make_budget(memory: int | None, threads: int, free_bytes: int) -> Budget:
     Without a wish, buffers take no more than a quarter of what is free. A wish too small for the block buffers
     makes the blocks smaller, down to 65536 elements.
     """
-    wish = memory if memory is not None else min(threads * (DEFAULT_SHARE_BYTES + 16 * MiB), free_bytes // 4)
+    wish = memory if memory is not None else min(threads * (DEFAULT_SHARE_BYTES + FULL_BLOCK_BYTES), free_bytes // 4)
     block = BLOCK_ELEMENTS
     while block > LEAST_BLOCK_ELEMENTS and BLOCK_BUFFERS * block * 4 > wish // threads // 2:
         block //= 2
