@@ -12,7 +12,7 @@ import pytest
 from three_steps import CACHED, three_models, write_recipe
 
 TESTS = Path(__file__).parents[1]
-KILLS = 16
+KILLS = 14
 
 # Shards of one large tensor each; a step in the cache, so that tensors on their way there are killed too.
 SHARDED = CACHED.replace("./out", "./out, max_shard_size: 4MB")
