@@ -122,8 +122,8 @@ class Turns:
 class OutputFiles:
     """The shard files one task writes. A context manager: a later task opens them anew.
 
-    Descriptors are not kept from task to task: a shard is renamed when it is complete, and the next run makes a new
-    file of the same name.
+    Descriptors are not kept from task to task: a shard is renamed when it is complete, and a file of an earlier run
+    must not be written to any more.
     """
 
     def __init__(self, turns: Turns) -> None:

@@ -12,7 +12,7 @@ from mergeflow.graph.formula import formula
 from mergeflow.graph.history import describe_steps, differences
 from mergeflow.graph.order import steps_in_order
 from mergeflow.graph.tasks import Known, is_known, needed_nodes
-from mergeflow.graph.values import Compiled, Parameters, Result
+from mergeflow.graph.values import Compiled, Result
 from mergeflow.recipe.cycles import reached
 from mergeflow.recipe.nearest import did_you_mean
 from mergeflow.recipe.records import Recipe, Source, Step, StepReference
@@ -148,14 +148,10 @@ def _label(recipe: Recipe, source: Source) -> str:
     return aliases[0] if aliases else str(source)
 
 
-def _parameters(result: Result, name: str) -> Parameters:
-    return result.parameters[name]
-
-
 def _shared(result: Result, name: str) -> Mapping[str, object]:
-    return {key: value for key, value in _parameters(result, name).shared.items() if value is not None}
+    return {key: value for key, value in result.parameters[name].shared.items() if value is not None}
 
 
 def _per_input(result: Result, name: str, labels: list[str]) -> Mapping[str, Mapping[str, object]]:
-    inputs = _parameters(result, name).inputs
+    inputs = result.parameters[name].inputs
     return {label: dict(values) for label, values in zip(labels, inputs, strict=False) if values}
