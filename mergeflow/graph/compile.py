@@ -11,7 +11,6 @@ equal in all models, and are an error when they are not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -209,7 +208,7 @@ class _Compilation:
             ),
             base=tensors[step.base].node if has_base and step.base is not None else None,
             parameters=parameters.shared,
-            size=math.prod(self.graph[nodes[0]].shape),
+            shape=self.graph[nodes[0]].shape,
         )
         try:
             node = method.lower(call, self._emit)

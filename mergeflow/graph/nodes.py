@@ -20,9 +20,10 @@ import networkx as nx
 from mergeflow.dtypes import FLOAT32, DType, by_name, compute_dtype
 from mergeflow.graph.keys import canonical, node_key
 from mergeflow.methods.ops import OPS
+from mergeflow.methods.schema import OpKind
 from mergeflow.models.records import TensorSource
 
-NodeKind = Literal["load", "pointwise", "statistic"]
+NodeKind = Literal["load"] | OpKind
 
 
 @dataclass(frozen=True, slots=True)

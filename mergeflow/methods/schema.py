@@ -11,6 +11,7 @@ Nothing here imports torch: `validate` and `plan` read schemas only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -21,7 +22,7 @@ Scope = Literal["shared", "input", "non_base"]
 ValueType = Literal["weights", "delta"]
 ResultType = Literal["weights", "delta", "same"]
 BasePolicy = Literal["required", "optional", "ignored"]
-OpKind = Literal["pointwise", "statistic"]
+OpKind = Literal["pointwise", "rowwise", "whole", "statistic"]
 
 
 class _Required:
@@ -82,13 +83,18 @@ class Call:
         base: the base's tensor; None when the method has none. Weights, unless the method `gives` ``same`` and
             its operands are deltas: then the base is a delta as they are.
         parameters: the shared parameters, resolved.
-        size: number of elements of each tensor.
+        shape: of each tensor; () for a single number.
     """
 
     operands: tuple[Operand, ...]
     base: Handle | None
     parameters: Mapping[str, Value | None]
-    size: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements of each tensor."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +130,13 @@ class Op:
 
     Args:
         version: bumped by hand whenever the bytes it computes change; it enters every key.
-        kind: ``pointwise`` gives a tensor of its inputs' shape; ``statistic`` gives a small record of the whole.
+        kind: ``statistic`` gives a small record of the whole; the others a tensor of their inputs' shape: ``pointwise``
+            from the same block of the inputs, ``rowwise`` from the same whole rows (along the last axis), ``whole``
+            from the whole tensors at once.
         kernel: ``package.module:name``; imported only when numbers are computed.
         cost: nanoseconds per element and tensor input on one core, for estimates.
+        random: whether it draws random numbers. Its kernel then finds, as parameter ``stream``, the key of the op's
+            first input: what a mask depends on is the tensor it masks (and the seed, a parameter like any other).
     """
 
     name: str
@@ -135,3 +145,4 @@ class Op:
     kernel: str
     formula: str
     cost: float
+    random: bool = False

@@ -75,9 +75,9 @@ def lower(name: str, models: Sequence[Model], base: Tensor | None = None, **shar
     operands = tuple(
         Operand(leaves[id(model.tensor)], model.type, values) for model, values in zip(models, own, strict=True)
     )
-    size = (models[0].tensor if base is None else base).numel()
+    shape = tuple((models[0].tensor if base is None else base).shape)
     base_leaf: Any = None if base is None else leaves.get(id(base), Leaf(base))
-    result: Any = method.lower(Call(operands, base_leaf, _complete(method, shared, shared=True), size), emit)
+    result: Any = method.lower(Call(operands, base_leaf, _complete(method, shared, shared=True), shape), emit)
     assert isinstance(result, Leaf | Node)
     return result
 
