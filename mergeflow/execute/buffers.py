@@ -23,6 +23,11 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def memory(block: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous host tensor, writable, without a copy."""
+    return block.view(torch.uint8).numpy().data
+
+
 def new_bytes(nbytes: int, *, pinned: bool = False) -> torch.Tensor:
     """Page-aligned memory as a uint8 tensor (nbytes,). Alignment keeps vector code on its fast path."""
     if pinned:

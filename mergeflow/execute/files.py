@@ -48,6 +48,13 @@ class InputFiles:
             self._read_piece(segment.file, segment.offset + skip, out[filled : filled + length])
             filled += length
 
+    def plain(self, source: TensorSource) -> tuple[int, int] | None:
+        """The open file and offset of a tensor that lies in one piece, for others to read; None when it does not."""
+        if len(source.segments) != 1:
+            return None
+        (segment,) = source.segments
+        return self._descriptor(segment.file), segment.offset
+
     def will_read(self, source: TensorSource) -> None:
         """Tell the kernel that a tensor is read soon, so that a cold file is on its way when it is needed."""
         for segment in source.segments:
@@ -60,7 +67,7 @@ class InputFiles:
         except OSError as error:
             raise RunError(f"cannot read {file.path}: {error.strerror or error}") from error
         if count < len(out):
-            raise RunError(f"{file.path} became shorter while it was read")
+            raise became_shorter(file)
 
     def _descriptor(self, file: FileIdentity) -> int:
         if file not in self._open:
@@ -71,6 +78,11 @@ class InputFiles:
             self._open[file] = descriptor
             _check_identity(file, descriptor)
         return self._open[file]
+
+
+def became_shorter(file: FileIdentity) -> RunError:
+    """For a file that ended before what its header says it holds."""
+    return RunError(f"{file.path} became shorter while it was read")
 
 
 def _check_identity(identity: FileIdentity, descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""NaN and infinities that a merge would put where its inputs had none.
+"""NaN and infinities that a merge would put where its inputs had none, found with torch.
 
 Checking every number for it would cost as much as a merge. The float32 sum of a block is NaN or infinite whenever
 a number in it is, and costs a tenth of a nanosecond per number; only then is the block looked at closely.
@@ -6,21 +6,17 @@ a number in it is, and costs a tenth of a nanosecond per number; only then is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from mergeflow.dtypes import DType
+from mergeflow.execute.buffers import torch_dtype
 
-@dataclass(frozen=True, slots=True)
-class NonFinite:
-    """The first non-finite number of an output tensor: its flat index, and whether an input tensor of it has any.
 
-    Whole tensors are what counts, not the element or its block: a dot product that is NaN makes every element NaN, and
-    what a run says must not depend on how tensors are cut.
-    """
-
-    index: int
-    inherited: bool
+def find_non_finite(block: memoryview, dtype: DType) -> int | None:
+    """Index of the first NaN or infinity of numbers in memory; None when there is none, or they are no floats."""
+    if not dtype.is_float or len(block) == 0:
+        return None
+    return first_non_finite(torch.frombuffer(block, dtype=torch_dtype(dtype.name)))
 
 
 def first_non_finite(block: torch.Tensor) -> int | None:

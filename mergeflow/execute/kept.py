@@ -10,28 +10,33 @@ import os
 import tempfile
 from collections.abc import Mapping
 from types import TracebackType
-
-import torch
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mergeflow.errors import RunError
 from mergeflow.execute.files import read_all, writing
 from mergeflow.execute.writeback import write_all
 from mergeflow.graph.memory import Keep, Storage
 
+if TYPE_CHECKING:
+    import torch
 
-class KeptValues:
+# Bytes in memory, in the form that an evaluation has its blocks in.
+Arena = TypeVar("Arena", "torch.Tensor", memoryview)
+
+
+class KeptValues(Generic[Arena]):
     """The kept values of one program. A context manager: the scratch file ends with it."""
 
-    def __init__(self, storage: Storage, arena: torch.Tensor, scratch_folder: str) -> None:
+    def __init__(self, storage: Storage, arena: Arena, scratch_folder: str) -> None:
         self._keeps: Mapping[int, Keep] = {keep.instruction: keep for keep in storage.keeps}
-        self._arena = arena
+        self._arena: Arena = arena
         self._folder = scratch_folder
         self._file = -1
         if storage.file_bytes:
             with writing(scratch_folder):
                 self._file = _unnamed_file(scratch_folder)
 
-    def __enter__(self) -> KeptValues:
+    def __enter__(self) -> KeptValues[Arena]:
         return self
 
     def __exit__(
@@ -41,8 +46,8 @@ class KeptValues:
             os.close(self._file)
             self._file = -1
 
-    def view(self, instruction: int, start: int, nbytes: int) -> torch.Tensor | None:
-        """Arena bytes [start, start + nbytes) of a value that is kept in memory (uint8); None when it is not."""
+    def view(self, instruction: int, start: int, nbytes: int) -> Arena | None:
+        """Arena bytes [start, start + nbytes) of a value that is kept in memory; None when it is not."""
         keep = self._keeps.get(instruction)
         if keep is None or keep.home != "memory":
             return None

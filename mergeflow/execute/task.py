@@ -6,27 +6,25 @@ worker needs besides is on disk: the models, the cache, the output's shard files
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mergeflow.cache.store import Cache
 from mergeflow.cache.tensors import TensorWriter
 from mergeflow.errors import CorruptEntry, RunError
-from mergeflow.execute.buffers import Workspace, torch_dtype
-from mergeflow.execute.evaluate import Destination, Evaluation, memory
+from mergeflow.execute.engine import Evaluated, evaluate
 from mergeflow.execute.files import InputFiles, OutputFiles, Turns, writing
-from mergeflow.execute.kept import KeptValues
 from mergeflow.execute.records import Settings, TaskResult
-from mergeflow.graph.memory import allocate
 from mergeflow.graph.program import Instruction, Program, Sink
 from mergeflow.graph.tasks import Task
 from mergeflow.methods.ops import OPS
+
+if TYPE_CHECKING:
+    import torch
 
 Moved = Callable[[int, int], None]
 
@@ -59,12 +57,17 @@ def run_task(task: Task, settings: Settings, moved: Moved = ignore_bytes) -> Tas
 
 def compute_tensor(program: Program, settings: Settings) -> torch.Tensor:
     """The value of a program's one sink, whole, in memory: its shape and dtype, on the CPU."""
+    import torch
+
+    from mergeflow.execute.buffers import memory, torch_dtype
+
     last = program.instructions[program.sinks[0].instruction]
     assert last.dtype is not None  # a sink is a tensor
     store = Cache(Path(settings.cache)) if settings.cache else None
     whole = torch.empty(program.size * last.dtype.itemsize, dtype=torch.uint8)
     with InputFiles() as files:
-        _evaluate(program, settings, store, files, _InMemory(memory(whole), _Records(store)), ignore_bytes)
+        destination = _InMemory(memory(whole), _Records(store))
+        evaluate(program, settings, files, _opener(store), destination, ignore_bytes)
     return whole.view(torch_dtype(last.dtype.name)).reshape(program.shape)
 
 
@@ -75,9 +78,9 @@ def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResu
         OutputFiles(_turns()) as outputs,
         _Results(program, store, outputs) as results,
     ):
-        evaluation = _evaluate(program, settings, store, files, results, moved)
-        warnings = _check_finite(evaluation, settings)
-        results.publish(_made_non_finite(evaluation))
+        evaluation = evaluate(program, settings, files, _opener(store), results, moved)
+        warnings = _check_finite(program, evaluation, settings)
+        results.publish(_made_non_finite(program, evaluation))
     names = tuple((sink.output, sink.name) for sink in program.sinks if sink.place is not None)
     return TaskResult(
         task="",
@@ -93,26 +96,6 @@ def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResu
         },
         warnings=warnings,
     )
-
-
-def _evaluate(
-    program: Program,
-    settings: Settings,
-    store: Cache | None,
-    files: InputFiles,
-    destination: Destination,
-    moved: Moved,
-) -> Evaluation:
-    workspace = _workspace(settings)
-    storage = allocate(program, settings.budget.share_bytes)
-    arena = workspace.arena(storage.arena_bytes)
-    with KeptValues(storage, arena, settings.scratch) as kept:
-        evaluation = Evaluation(program, workspace, files, kept, _opener(store), destination, moved)
-        for instruction in program.instructions:
-            if instruction.source is not None:
-                files.will_read(instruction.source)
-        evaluation.run()
-    return evaluation
 
 
 class _Records:
@@ -217,15 +200,14 @@ def _about(instruction: Instruction) -> dict[str, object]:
     return {"op": instruction.op, "version": OPS[instruction.op].version if instruction.op in OPS else 0}
 
 
-def _made_non_finite(evaluation: Evaluation) -> frozenset[int]:
-    sinks = evaluation.program.sinks
-    return frozenset(sinks[k].instruction for k, fault in evaluation.not_finite.items() if not fault.inherited)
+def _made_non_finite(program: Program, evaluation: Evaluated) -> frozenset[int]:
+    return frozenset(program.sinks[k].instruction for k, fault in evaluation.not_finite.items() if not fault.inherited)
 
 
-def _check_finite(evaluation: Evaluation, settings: Settings) -> tuple[str, ...]:
+def _check_finite(program: Program, evaluation: Evaluated, settings: Settings) -> tuple[str, ...]:
     warnings = []
     for k, fault in evaluation.not_finite.items():
-        sink = evaluation.program.sinks[k]
+        sink = program.sinks[k]
         if sink.place is None:
             continue  # on its way to an output, which tells
         if fault.inherited:
@@ -255,21 +237,6 @@ class _OpenTensor:
 
     def read_into(self, start: int, out: memoryview) -> None:
         self._reader.read_into(start, out)
-
-
-# A thread keeps its buffers from one task to the next: allocating them for every task costs more than a small task.
-_threads = threading.local()
-
-
-def _workspace(settings: Settings) -> Workspace:
-    wanted = (settings.budget, settings.device)
-    if getattr(_threads, "settings", None) != wanted:
-        torch.set_num_threads(1)
-        _threads.workspace = Workspace(settings.budget, torch.device(settings.device))
-        _threads.settings = wanted
-    workspace = _threads.workspace
-    assert isinstance(workspace, Workspace)  # set with the settings above
-    return workspace
 
 
 @cache

@@ -11,9 +11,9 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from mergeflow.errors import Position, Problem, Severity
+from mergeflow.methods import registry
 from mergeflow.methods.schema import Method, Parameter, Value, ValueType, _Required
-from mergeflow.methods.table import METHODS
-from mergeflow.recipe.nearest import did_you_mean
+from mergeflow.recipe.nearest import did_you_mean, nearest
 from mergeflow.recipe.nodes import join
 from mergeflow.recipe.records import Branch, Form, Parameters, Setting, Source, Step
 from mergeflow.recipe.settings import convert
@@ -26,10 +26,13 @@ def step_path(step: Step, form: Form, path: str = "") -> str:
 
 def find_method(step: Step, form: Form) -> Method | Problem:
     """The method of a step, or what is wrong with its name."""
-    method = METHODS.get(step.merge_method)
+    try:
+        method = registry.find_method(step.merge_method)
+    except ValueError as error:
+        return _problem(step, form, "merge_method", str(error))
     if method is not None:
         return method
-    hint = did_you_mean(step.merge_method, METHODS, "methods")
+    hint = did_you_mean(step.merge_method, registry.method_names(), "methods")
     return _problem(step, form, "merge_method", f"there is no merge method {step.merge_method!r}{hint}")
 
 
@@ -64,6 +67,8 @@ def is_whole(step: Step, method: Method, form: Form, unread: Collection[str]) ->
 
 def out_of_bounds(declared: Parameter, value: Value) -> str | None:
     """Why a parameter may not have a value of its own type; None when it may."""
+    if isinstance(value, str) and declared.choices and value not in declared.choices:
+        return f"{declared.name} must be one of {', '.join(declared.choices)}{_meant(declared, value)}"
     if isinstance(value, str | bool):
         return None
     if not math.isfinite(value):
@@ -74,6 +79,11 @@ def out_of_bounds(declared: Parameter, value: Value) -> str | None:
         bounds = bounds or (f"at least {low:g}" if low is not None else f"at most {high:g}")
         return f"{declared.name} must be {bounds}, not {value:g}"
     return None
+
+
+def _meant(declared: Parameter, value: str) -> str:
+    guess = nearest(value, declared.choices)
+    return f", not {value!r}" + (f"; did you mean {guess!r}?" if guess else "")
 
 
 def operand_sources(step: Step, method: Method) -> tuple[Source, ...]:
@@ -89,7 +99,9 @@ def operand_sources(step: Step, method: Method) -> tuple[Source, ...]:
 
 def result_type(step: Step, method: Method, form: Form, types: Mapping[Source, ValueType]) -> ValueType | Problem:
     """Whether a step gives weights or a delta, or why its inputs do not fit its method."""
-    if step.base is not None and method.gives != "same" and types[step.base] != "weights":
+    is_based = method.base == "optional" and step.base is not None
+    gives = "weights" if is_based and method.gives == "same" else method.gives
+    if step.base is not None and gives not in ("same", "mixed") and types[step.base] != "weights":
         message = f"{step.base} is a delta; the base of {method.name} must be weights"
         return _problem(step, form, "base_model", message)
     operands = operand_sources(step, method)
@@ -97,8 +109,10 @@ def result_type(step: Step, method: Method, form: Form, types: Mapping[Source, V
         if types[source] not in method.takes:
             message = f"{source} is {_a(types[source])}; {method.name} takes {method.takes[0]}"
             return _problem(step, form, path_of(step, source), message)
-    if method.gives != "same":
-        return method.gives
+    if gives == "mixed":
+        return "weights" if any(types[source] == "weights" for source in operands) else "delta"
+    if gives != "same":
+        return gives
     given = [*operands, *([step.base] if step.base else [])]
     first = given[-1]
     for source in operands:

@@ -11,7 +11,7 @@ equal in all models, and are an error when they are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -45,14 +45,17 @@ def compile_recipe(
     recipe: Recipe,
     checkpoints: Mapping[ModelReference, Checkpoint],
     digests: Mapping[TensorSource, str] | None = None,
+    *,
+    deltas: Collection[ModelReference] = (),
 ) -> Compiled:
     """The graph of a recipe, and every problem that shows from headers (and from digests, where known).
 
     Args:
         checkpoints: the opened models; steps that use one that is not here are left out.
         digests: content digests of tensors; without them nodes have no keys.
+        deltas: those of the models that are differences to a base; all others are weights.
     """
-    work = _Compilation(recipe, checkpoints, Graph(digests or {}))
+    work = _Compilation(recipe, checkpoints, Graph(digests or {}), frozenset(deltas))
     for step in recipe.steps:
         work.check(step)
     for step in steps_in_order(recipe.steps):
@@ -84,6 +87,7 @@ class _Compilation:
     recipe: Recipe
     checkpoints: Mapping[ModelReference, Checkpoint]
     graph: Graph
+    deltas: frozenset[ModelReference] = frozenset()
     methods: dict[str, Method] = field(default_factory=dict)
     wrong: set[str] = field(default_factory=set)
     types: dict[str, ValueType] = field(default_factory=dict)
@@ -127,7 +131,10 @@ class _Compilation:
         """Whether a step gives weights or a delta; None when its inputs do not fit, or are not known."""
         types: dict[Source, ValueType] = {}
         for source in step.sources():
-            type_ = "weights" if isinstance(source, ModelReference) else self.types.get(source.name)
+            if isinstance(source, ModelReference):
+                type_: ValueType | None = self._model_type(source)
+            else:
+                type_ = self.types.get(source.name)
             if type_ is None:
                 return None
             types[source] = type_
@@ -147,8 +154,11 @@ class _Compilation:
             tensors = {
                 name: Tensor(self.graph.load(tensor), tensor.dtype) for name, tensor in checkpoint.tensors.items()
             }
-            self.models[source] = Result(checkpoint.label, "weights", tensors, source)
+            self.models[source] = Result(checkpoint.label, self._model_type(source), tensors, source)
         return self.models.get(source)
+
+    def _model_type(self, model: ModelReference) -> ValueType:
+        return "delta" if model in self.deltas else "weights"
 
     def output(self, output: Output) -> CompiledOutput | None:
         """One model to write, its tensors cast to the dtype they are stored in."""
@@ -209,6 +219,7 @@ class _Compilation:
             base=tensors[step.base].node if has_base and step.base is not None else None,
             parameters=parameters.shared,
             shape=self.graph[nodes[0]].shape,
+            seed=self.recipe.seed,
         )
         try:
             node = method.lower(call, self._emit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mergeflow.graph.nodes import Graph
+from mergeflow.graph.nodes import Graph, Node
 
 
 def formula(graph: Graph, node: int, names: Mapping[int, str]) -> str:
@@ -17,12 +17,21 @@ def formula(graph: Graph, node: int, names: Mapping[int, str]) -> str:
         return names[node]
     it = graph[node]
     inputs = [formula(graph, i, names) for i in it.inputs if graph[i].kind != "statistic"]
-    settings = [f"{name}={short(value)}" for name, value in it.parameters.items()]
+    op, parameters = _said(it)
+    settings = [f"{name}={short(value)}" for name, value in parameters.items()]
     # A statistic stands in the formula as the settings it was asked with: trim(x; k=...).
     for i in it.inputs:
         if graph[i].kind == "statistic":
             settings += [f"{name}={short(value)}" for name, value in graph[i].parameters.items()]
-    return f"{it.op}({', '.join(inputs)}{'; ' if settings else ''}{', '.join(settings)})"
+    return f"{op}({', '.join(inputs)}{'; ' if settings else ''}{', '.join(settings)})"
+
+
+def _said(node: Node) -> tuple[str, Mapping[str, object]]:
+    """What a node is called and set to: its operation; of a user's method, the method's own name and arguments."""
+    own, arguments = node.parameters.get("method"), node.parameters.get("arguments")
+    if isinstance(own, Mapping) and isinstance(arguments, Mapping):
+        return str(own["name"]), {name: value for name, value in arguments.items() if value is not None}
+    return node.op, node.parameters
 
 
 def short(value: object) -> str:

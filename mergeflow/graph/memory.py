@@ -1,11 +1,14 @@
 """How much memory a run takes, stated before it starts, and what each program may keep in it.
 
-    peak = process + threads x (block buffers + kept values)
+    peak = process + threads x (block buffers + kept values + whole tensors)
 
 *Process* is Python with torch and the libraries loaded, measured. *Block buffers* are a fixed number of blocks.
 *Kept values* (inputs retained and values stored between the passes of a program) live in one arena per thread, of at
 most the thread's share of the budget; what does not fit is read again (inputs) or goes through a scratch file (stored
 values). So the peak does not grow with the model, the tensor or the number of steps.
+
+Two kinds of operation ask for more than the budget, because they cannot do with less. A row-wise one has whole rows in
+a block, at least one, however long. One on *whole tensors* has those in memory, and what its kernel makes beside them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mergeflow.graph.program import Program
+from mergeflow.dtypes import compute_dtype
+from mergeflow.graph.program import Pass, Program, to_gather
+from mergeflow.methods.schema import WHOLE_COPIES
 
 MiB = 1 << 20
 
@@ -87,7 +92,12 @@ def make_budget(memory: int | None, threads: int, free_bytes: int) -> Budget:
     return Budget(threads, share, block)
 
 
-def allocate(program: Program, share_bytes: int) -> Storage:
+def block_length(program: Program, most: int) -> int:
+    """Elements of a program's blocks: `most` (the budget's), or as many whole rows as fit into it, at least one."""
+    return most if program.row is None else max(1, most // program.row) * program.row
+
+
+def allocate(program: Program, share_bytes: int, *, retain_inputs: bool = True) -> Storage:
     """Where the kept values of a program lie: stored values first, then the inputs read most often.
 
     Values whose passes do not overlap share the same bytes, of the arena and of the scratch file alike. Inputs that do
@@ -100,6 +110,8 @@ def allocate(program: Program, share_bytes: int) -> Storage:
         nbytes = -(-program.size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         alive = [keep for keep, start, end in placed if start <= last and first <= end]
         offset = _first_gap([keep for keep in alive if keep.home == "memory"], nbytes)
+        if is_input and not retain_inputs:
+            continue
         if offset + nbytes <= share_bytes:
             placed.append((Keep(i, "memory", offset, nbytes), first, last))
         elif not is_input:
@@ -111,19 +123,40 @@ def allocate(program: Program, share_bytes: int) -> Storage:
 
 def peak_bytes(programs: Iterable[Program], budget: Budget) -> int:
     """The most resident memory a run of these programs takes, in bytes."""
+    programs = list(programs)
     arena = max((allocate(program, budget.share_bytes).arena_bytes for program in programs), default=0)
-    return PROCESS_BYTES + budget.threads * (THREAD_BYTES + budget.block_bytes + arena)
+    block = max((block_length(program, budget.block_elements) for program in programs), default=0)
+    blocks = max(budget.block_bytes, BLOCK_BUFFERS * block * 4)
+    whole = max((_whole_bytes(program) for program in programs), default=0)
+    return PROCESS_BYTES + budget.threads * (THREAD_BYTES + blocks + arena + whole)
+
+
+def _whole_bytes(program: Program) -> int:
+    """The most bytes that an operation on whole tensors has in memory: its inputs, and what its kernel makes."""
+    most = 0
+    for instruction in program.instructions:
+        if instruction.kind == "whole":
+            inputs = sum(1 for i in instruction.inputs if program.instructions[i].dtype is not None)
+            itemsize = compute_dtype(instruction.dtype).itemsize if instruction.dtype else 0
+            most = max(most, (inputs + WHOLE_COPIES) * program.size * itemsize)
+    return most
 
 
 def _wishes(program: Program) -> list[tuple[int, int, int, bool]]:
     """(instruction, first pass, last pass, is an input) of everything worth keeping, the most useful first."""
     stored: list[tuple[int, int, int, bool]] = []
+    used = [{*sweep.read_back, *_gathered(program, sweep)} for sweep in program.passes]
     for number, sweep in enumerate(program.passes):
-        for i in sweep.store:
-            uses = [later for later, other in enumerate(program.passes) if i in other.read_back]
+        for i in (*sweep.store, *sweep.whole):
+            uses = [later for later, values in enumerate(used) if i in values]
             stored.append((i, number, max(uses, default=number), False))
     inputs = [(i, uses[0], uses[-1], True) for i, uses in program.reads().items() if len(uses) > 1]
     return stored + sorted(inputs, key=lambda wish: (wish[2] - wish[1], wish[0]))
+
+
+def _gathered(program: Program, sweep: Pass) -> set[int]:
+    """The kept values that the operations on whole tensors of a pass are made of."""
+    return {j for i in sweep.whole for j in to_gather(program.instructions, i)}
 
 
 def _end_of(keeps: Sequence[Keep], home: Home) -> int:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import networkx as nx
+from typing import TYPE_CHECKING, Literal
 
 from mergeflow.dtypes import FLOAT32, DType, by_name, compute_dtype
 from mergeflow.graph.keys import canonical, node_key
@@ -24,6 +22,10 @@ from mergeflow.methods.schema import OpKind
 from mergeflow.models.records import TensorSource
 
 NodeKind = Literal["load"] | OpKind
+
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Graph:
 
     def dag(self) -> nx.DiGraph[int]:
         """The graph as networkx knows it: node ids, an edge from each value to those computed from it."""
+        import networkx as nx  # a quarter of a second, for those who want it
+
         graph: nx.DiGraph[int] = nx.DiGraph()
         graph.add_nodes_from(range(len(self._nodes)))
         graph.add_edges_from((i, node.id) for node in self._nodes for i in node.inputs)

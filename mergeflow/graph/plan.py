@@ -13,12 +13,16 @@ from typing import Literal
 from mergeflow.graph.history import StepDescription, describe_steps, differences
 from mergeflow.graph.memory import Budget, allocate, peak_bytes
 from mergeflow.graph.nodes import Graph, Node
-from mergeflow.graph.program import Program
+from mergeflow.graph.program import Pass, Program
 from mergeflow.graph.tasks import Known, Target, Task, form_tasks, is_known, needed_nodes
 from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor
+from mergeflow.methods.ops import OPS
 from mergeflow.recipe.records import CachePolicy, Recipe
 
 Fate = Literal["computed", "cached", "kept"]
+
+# Nanoseconds per element: putting a tensor into the cache and reading it back takes a few.
+COSTLY = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +128,27 @@ def make_plan(
 def _to_cache(
     recipe: Recipe, compiled: Compiled, targets: Sequence[Target], known: Known, unkept: Set[int]
 ) -> Iterable[Target]:
-    """The results of steps with ``cache: always`` that a run computes on its way and that are not cached yet."""
+    """The results of steps with ``cache: always``, and costly ones, that a run computes and that are not cached yet."""
     if not targets or known.cache_is_off:
         return
     waiting = set(needed_nodes(compiled.graph, (target.node for target in targets), known)) - unkept
     for step in recipe.steps:
-        if step.cache != "always" or step.name not in compiled.results:
+        if step.cache == "never" or step.name not in compiled.results:
             continue
         for name, tensor in compiled.results[step.name].tensors.items():
             node = compiled.graph[tensor.node]
+            if step.cache == "auto" and not _is_costly(compiled.graph, node):
+                continue
             if node.id in waiting and node.kind != "load" and not is_known(node, known):
                 waiting.discard(node.id)  # tied tensors, and steps that say the same, are one value
                 yield Target(node.id, name, step.name, None)
+
+
+def _is_costly(graph: Graph, node: Node) -> bool:
+    """Whether a value takes so long to compute that it is kept without being asked for."""
+    while node.op == "cast":
+        node = graph[node.inputs[0]]
+    return node.op in OPS and OPS[node.op].cost >= COSTLY
 
 
 def _step(
@@ -197,4 +210,10 @@ def _bytes_read(program: Program, budget: Budget) -> int:
         dtype = program.instructions[i].dtype
         times = 1 if i in kept else len(passes)
         total += times * program.size * (dtype.itemsize if dtype else 0)
-    return total
+    return total + sum(_bytes_gathered(program, sweep) for sweep in program.passes)
+
+
+def _bytes_gathered(program: Program, sweep: Pass) -> int:
+    """What the operations on whole tensors of a pass read from files."""
+    inputs = [program.instructions[j] for i in sweep.whole for j in program.instructions[i].inputs]
+    return sum(program.size * it.dtype.itemsize for it in inputs if it.kind in ("load", "cached") and it.dtype)

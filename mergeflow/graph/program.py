@@ -5,8 +5,11 @@
     pass 3   ...                       -> cast  -> sink               bytes of the output
 
 A statistic is known only when its whole input has been seen, so a value that depends on it waits for the next
-pass. Pass p computes the statistics of level p and writes the sinks whose values are ready by then. Everything else
-in a program is pointwise: a block of a result needs only the same block of its inputs.
+pass. Pass p computes the statistics of level p and writes the sinks whose values are ready by then. A block of
+everything else needs only the same block of its inputs; if an operation is row-wise, blocks are whole rows.
+
+The exception are operations on whole tensors. Such a value is of the level of a statistic: pass p keeps its inputs, it
+is computed at the end of the pass, and later passes read it back.
 
 A value that a later pass reads again is *stored* when computing it again would cost more than reading it back; a
 chain of n steps then costs n, not n squared. Inputs read in several passes are *retained*. Where both lie (memory or
@@ -23,9 +26,14 @@ from typing import Literal, NamedTuple
 
 from mergeflow.dtypes import DType
 from mergeflow.methods.ops import OPS
+from mergeflow.methods.schema import OpKind
 from mergeflow.models.records import TensorSource
 
-Kind = Literal["load", "cached", "record", "pointwise", "statistic"]
+Kind = Literal["load", "cached", "record"] | OpKind
+
+# What is known of a block when the block is read, and what only when all of them were.
+_IN_BLOCKS = ("pointwise", "rowwise")
+_ENDS_A_PASS = ("statistic", "whole")
 
 # Nanoseconds per element on one core, measured (docs/performance.md): reading two bytes from the page cache, and
 # writing then reading four bytes of a stored value.
@@ -79,9 +87,10 @@ class Pass:
     Args:
         evaluate: instructions to evaluate for each block, in order; stored ones of earlier passes are not among them.
         read_back: instructions stored by an earlier pass and read in this one.
-        store: instructions of this pass that later ones read back.
+        store: instructions of this pass that later ones read back, or that `whole` ones of this pass are made of.
         statistics: instructions (of kind ``statistic``) this pass completes.
         sinks: places in `Program.sinks` written in this pass.
+        whole: instructions of kind ``whole``, computed when all blocks are done; later passes read them back.
     """
 
     evaluate: tuple[int, ...]
@@ -89,6 +98,7 @@ class Pass:
     store: tuple[int, ...]
     statistics: tuple[int, ...]
     sinks: tuple[int, ...]
+    whole: tuple[int, ...] = ()
 
 
 class Form(NamedTuple):
@@ -121,6 +131,13 @@ class Program:
         return math.prod(self.shape)
 
     @cached_property
+    def row(self) -> int | None:
+        """Elements of a row when an operation needs whole rows, so that blocks are multiples of it; else None."""
+        if not any(it.kind == "rowwise" for it in self.instructions):
+            return None
+        return max(1, self.shape[-1]) if self.shape else 1
+
+    @cached_property
     def outline(self) -> Outline:
         """What its passes depend on. The tensors of a model have a handful of outlines between them."""
         forms = tuple(Form(it.op, it.kind, it.inputs, it.dtype) for it in self.instructions)
@@ -131,7 +148,7 @@ class Program:
         return _passes(self.outline)
 
     def reads(self) -> dict[int, list[int]]:
-        """For each ``load`` and ``cached`` instruction, the passes that read it."""
+        """For each ``load`` and ``cached`` instruction, the passes that read it block by block."""
         found: dict[int, list[int]] = {}
         for number, sweep in enumerate(self.passes):
             for i in sweep.evaluate:
@@ -145,17 +162,21 @@ def _passes(outline: Outline) -> tuple[Pass, ...]:
     forms, sinks = outline.forms, outline.sinks
     levels = _levels(outline)
     statistics = [i for i, form in enumerate(forms) if form.kind == "statistic"]
-    last = max([levels[i] for i in statistics] + [levels[i] + 1 for i in sinks], default=0)
+    wholes = [i for i, form in enumerate(forms) if form.kind == "whole"]
+    last = max([levels[i] for i in (*statistics, *wholes)] + [levels[i] + 1 for i in sinks], default=0)
     wanted: list[list[int]] = []  # the tensor values each pass must have
+    needed: list[set[int]] = []  # those that must be whole when it ends
     for number in range(1, last + 1):
         inputs = [j for i in statistics if levels[i] == number for j in forms[i].inputs]
         wanted.append([*inputs, *(i for i in sinks if levels[i] == number - 1)])
-    last_read = _last_read(outline, levels, wanted)
+        needed.append({j for i in wholes if levels[i] == number for j in to_gather(forms, i)})
+    last_read = _last_read(outline, levels, [[*ends, *more] for ends, more in zip(wanted, needed, strict=True)])
     stored: set[int] = set()
     made: list[Pass] = []
     for number, ends in enumerate(wanted, start=1):
-        order = _evaluation_order(outline, ends, stored)
-        store = _worth_storing(outline, order, last_read, number, stored)
+        to_keep = needed[number - 1] - stored
+        order = _evaluation_order(outline, [*ends, *sorted(to_keep)], stored)
+        store = _worth_storing(outline, order, last_read, number, stored, to_keep)
         made.append(
             Pass(
                 evaluate=tuple(i for i in order if i not in stored),
@@ -163,18 +184,25 @@ def _passes(outline: Outline) -> tuple[Pass, ...]:
                 store=tuple(store),
                 statistics=tuple(i for i in statistics if levels[i] == number),
                 sinks=tuple(k for k, i in enumerate(sinks) if levels[i] == number - 1),
+                whole=tuple(i for i in wholes if levels[i] == number),
             )
         )
-        stored.update(store)
+        stored.update(store, made[-1].whole)
     return tuple(made)
 
 
+def to_gather(forms: Sequence[Form | Instruction], whole: int) -> list[int]:
+    """The inputs of a ``whole`` instruction that must be kept for it; the others lie whole in a file."""
+    tensors = [j for j in forms[whole].inputs if forms[j].dtype is not None]
+    return [j for j in tensors if forms[j].kind not in ("load", "cached")]
+
+
 def _levels(outline: Outline) -> list[int]:
-    """How many sweeps come before each value is known: 0 for what is read, p for a statistic of pass p."""
+    """How many sweeps come before each value is known: 0 for what is read, p for a statistic, or a whole, of pass p."""
     levels: list[int] = []
     for form in outline.forms:
         level = max((levels[i] for i in form.inputs), default=0)
-        levels.append(level + 1 if form.kind == "statistic" else level)
+        levels.append(level + 1 if form.kind in _ENDS_A_PASS else level)
     return levels
 
 
@@ -192,8 +220,8 @@ def _last_read(outline: Outline, levels: Sequence[int], wanted: Sequence[Sequenc
             last_pass[i] = number
             reach[i] = number - 1
     for i in reversed(range(len(forms))):
-        if forms[i].dtype is None:
-            continue
+        if forms[i].dtype is None or forms[i].kind == "whole":
+            continue  # what these are made of is wanted by the pass that makes them
         for j in forms[i].inputs:
             last_pass[j] = max(last_pass[j], last_pass[i])
             reach[j] = max(reach[j], min(levels[i], last_pass[i] - 1))
@@ -218,16 +246,18 @@ def _evaluation_order(outline: Outline, ends: Sequence[int], stored: set[int]) -
 
 
 def _worth_storing(
-    outline: Outline, order: Sequence[int], last_read: Sequence[int], number: int, stored: set[int]
+    outline: Outline, order: Sequence[int], last_read: Sequence[int], number: int, stored: set[int], needed: set[int]
 ) -> list[int]:
-    """Values of this pass that a later pass reads, and that cost more to compute again than to keep."""
+    """Values of this pass that are `needed` whole, or that a later pass reads and that cost more to make again."""
     costs: dict[int, float] = {}
     chosen: list[int] = []
     for i in order:
         form = outline.forms[i]
         above = sum(costs.get(j, 0.0) for j in form.inputs)
         costs[i] = READ_COST if i in stored else _cost(form) + above
-        if form.kind == "pointwise" and i not in stored and last_read[i] >= number and costs[i] > STORE_COST:
+        if form.kind not in _IN_BLOCKS or i in stored:
+            continue
+        if i in needed or (last_read[i] >= number and costs[i] > STORE_COST):
             chosen.append(i)
     return chosen
 
@@ -236,4 +266,4 @@ def _cost(form: Form) -> float:
     """Nanoseconds per element to evaluate an operation, its inputs given."""
     if form.kind in ("load", "cached"):
         return READ_COST * (form.dtype.itemsize if form.dtype else 0) / 2
-    return OPS[form.op].cost * max(1, len(form.inputs)) if form.kind == "pointwise" else 0.0
+    return OPS[form.op].cost * max(1, len(form.inputs)) if form.kind in _IN_BLOCKS else 0.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from mergeflow.graph.nodes import Graph, Node
 from mergeflow.graph.program import Instruction, Place, Program, Sink
+from mergeflow.methods.ops import OPS
 
 Record = Mapping[str, object]
 
@@ -124,12 +125,12 @@ def _program(graph: Graph, targets: Sequence[Target], known: Known, unkept: Set[
     instructions: list[Instruction] = []
     for i in needed_nodes(graph, [target.node for target in targets], known):
         place[i] = len(instructions)
-        instructions.append(_instruction(graph[i], place, known, keep=i not in unkept))
+        instructions.append(_instruction(graph, graph[i], place, known, keep=i not in unkept))
     sinks = tuple(Sink(place[target.node], target.name, target.output, target.place) for target in targets)
     return Program(graph[targets[0].node].shape, tuple(instructions), sinks)
 
 
-def _instruction(node: Node, place: Mapping[int, int], known: Known, *, keep: bool) -> Instruction:
+def _instruction(graph: Graph, node: Node, place: Mapping[int, int], known: Known, *, keep: bool) -> Instruction:
     key = node.key or ""
     if node.kind == "load":
         return Instruction("load", "load", (), {}, node.dtype, key, source=node.source)
@@ -138,4 +139,8 @@ def _instruction(node: Node, place: Mapping[int, int], known: Known, *, keep: bo
             return Instruction(node.op, "record", (), {}, None, key, record=known.records[key])
         return Instruction(node.op, "cached", (), {}, node.dtype, key)
     inputs = tuple(place[i] for i in node.inputs)
-    return Instruction(node.op, node.kind, inputs, node.parameters, node.dtype, key, keep=keep)
+    parameters = node.parameters
+    if OPS[node.op].random:
+        # Not a parameter of the node, whose key has the keys of its inputs in it already.
+        parameters = {**parameters, "stream": graph[node.inputs[0]].key or ""}
+    return Instruction(node.op, node.kind, inputs, parameters, node.dtype, key, keep=keep)

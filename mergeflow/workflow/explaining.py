@@ -17,7 +17,7 @@ from mergeflow.recipe.cycles import reached
 from mergeflow.recipe.nearest import did_you_mean
 from mergeflow.recipe.records import Recipe, Source, Step, StepReference
 from mergeflow.workflow.history_file import read_history
-from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
+from mergeflow.workflow.models import check, compile_from_headers
 from mergeflow.workflow.options import Options
 from mergeflow.workflow.planning import look_up
 
@@ -62,9 +62,8 @@ def explain_recipe(recipe: Recipe, glob: str, options: Options, listen: Listener
     Raises:
         RecipeError: the recipe has errors, or no tensor matches.
     """
-    compiled = compile_from_headers(recipe, listen, download=False)
+    compiled = compile_from_headers(recipe, listen, download=False, state=options.state)
     check(compiled, strict=False)
-    compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=False)
     check(compiled, strict=False)
     known = look_up(compiled.graph, options.cache, listen)
     now, before = describe_steps(recipe, compiled), read_history(options.state, recipe)

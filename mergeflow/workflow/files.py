@@ -11,7 +11,7 @@ from mergeflow.graph.formula import short
 from mergeflow.graph.history import setting_text
 from mergeflow.graph.keys import combined_key
 from mergeflow.graph.values import Compiled
-from mergeflow.methods.table import METHODS
+from mergeflow.methods.registry import find_method
 from mergeflow.models.records import Checkpoint
 from mergeflow.output.card import Card, CardModel, CardStep, agreed_license, model_card
 from mergeflow.output.config import config_json, merged_config
@@ -110,7 +110,8 @@ def _card_model(recipe: Recipe, reference: ModelReference, model: Checkpoint) ->
 
 
 def _card_step(recipe: Recipe, step: Step) -> CardStep:
-    method = METHODS[step.merge_method]
+    method = find_method(step.merge_method)
+    assert method is not None  # the step was compiled
     names = {reference: alias for alias, reference in recipe.models.items()}
 
     def name(source: ModelReference | StepReference) -> str:

@@ -28,9 +28,9 @@ def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) 
     from mergeflow.execute.files import writing
 
     stated = recipe.step(step).dtype or recipe.step(step).out_dtype
-    compiled = compile_from_headers(recipe, listen, download=True)
+    compiled = compile_from_headers(recipe, listen, download=True, state=options.state)
     check(compiled, strict=options.strict)
-    compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=True)
+    compiled = compile_with_digests(recipe, compiled, options, listen)
     check(compiled, strict=options.strict)
     settings = Settings(
         budget=budget(options),

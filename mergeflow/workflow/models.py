@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mergeflow.errors import CheckpointError, Position, Problem, RecipeError
 from mergeflow.execute.events import BytesMoved, Listener, PhaseFinished, PhaseStarted
-from mergeflow.execute.warmup import import_torch_in_background
 from mergeflow.graph.check import step_path
 from mergeflow.graph.compile import compile_recipe
 from mergeflow.graph.values import Compiled
@@ -24,13 +23,19 @@ MOST_NAMES = 10
 
 
 def compile_from_headers(
-    recipe: Recipe, listen: Listener, *, download: bool, planned: Mapping[ModelReference, Checkpoint] | None = None
+    recipe: Recipe,
+    listen: Listener,
+    *,
+    download: bool,
+    planned: Mapping[ModelReference, Checkpoint] | None = None,
+    state: Path | None = None,
 ) -> Compiled:
-    """The graph of a recipe, without keys, and every problem there is: the recipe's, the models', the steps'.
+    """The graph of a recipe, and every problem there is: the recipe's, the models', the steps'.
 
     Args:
         download: bring hub models to this machine; otherwise their headers are enough.
         planned: the models as they were opened before: a branch of the hub that moved since does not matter.
+        state: where digests are remembered; what depends on known ones alone has a key. None: nothing has.
     """
     checkpoints: dict[ModelReference, Checkpoint] = {}
     problems = list(recipe.problems)
@@ -43,28 +48,27 @@ def compile_from_headers(
             problems.append(Problem(f"{error}{_no_name_either(reference, recipe)}", named.position, named.path))
         except OSError as error:  # a name too long for this system, a disk that fails
             problems.append(Problem(f"{reference}: {error.strerror or error}", named.position, named.path))
-    compiled = compile_recipe(recipe, checkpoints)
+    sources = {tensor for checkpoint in checkpoints.values() for tensor in checkpoint.tensors.values()}
+    known = _digests(state).known(list(sources)) if state is not None else {}
+    compiled = compile_recipe(recipe, checkpoints, known)
     return replace(compiled, problems=in_file_order([*problems, *compiled.problems]))
 
 
-def compile_with_digests(
-    recipe: Recipe, from_headers: Compiled, options: Options, listen: Listener, *, read_weights: bool
-) -> Compiled:
-    """The same graph with keys, as far as the digests of its inputs are known.
-
-    Args:
-        read_weights: hash tensors that this machine has not hashed before; otherwise they stay without a key.
-    """
-    memory = DigestMemory(options.state / "digests.sqlite")
+def compile_with_digests(recipe: Recipe, from_headers: Compiled, options: Options, listen: Listener) -> Compiled:
+    """The same graph with a key for every node: tensors that this machine has not hashed before are read."""
+    known = from_headers.graph.digests
     sources = [node.source for node in from_headers.graph if node.source is not None]
-    known = dict(memory.known(sources))
     unknown = [source for source in sources if source not in known]
-    if unknown and read_weights:
-        import_torch_in_background()
-        known |= _hash(memory, unknown, options, listen)
-    compiled = compile_recipe(recipe, from_headers.checkpoints, known)
+    if not unknown:
+        return from_headers
+    hashed = _hash(_digests(options.state), unknown, options, listen)
+    compiled = compile_recipe(recipe, from_headers.checkpoints, {**known, **hashed})
     earlier = [problem for problem in from_headers.problems if problem not in compiled.problems]
     return replace(compiled, problems=in_file_order([*earlier, *compiled.problems]))
+
+
+def _digests(state: Path) -> DigestMemory:
+    return DigestMemory(state / "digests.sqlite")
 
 
 def check(compiled: Compiled, *, strict: bool) -> tuple[str, ...]:

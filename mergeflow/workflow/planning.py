@@ -17,7 +17,7 @@ from mergeflow.recipe.records import Recipe
 from mergeflow.workflow.destination import destinations, present_works, targets
 from mergeflow.workflow.folders import check_folders
 from mergeflow.workflow.history_file import read_history
-from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
+from mergeflow.workflow.models import check, compile_from_headers
 from mergeflow.workflow.options import Options, free_memory
 
 
@@ -28,9 +28,7 @@ def plan_recipe(recipe: Recipe, out: Path | None, options: Options, listen: List
         RecipeError: the recipe has errors.
         OutputError: an output's folder cannot be used.
     """
-    compiled = compile_from_headers(recipe, listen, download=False)
-    check(compiled, strict=options.strict)
-    compiled = compile_with_digests(recipe, compiled, options, listen, read_weights=False)
+    compiled = compile_from_headers(recipe, listen, download=False, state=options.state)
     check(compiled, strict=options.strict)
     check_folders(recipe, compiled.checkpoints.values(), out, needed=False)
     found = destinations(recipe, compiled, out)

@@ -21,6 +21,7 @@ from mergeflow.errors import CorruptEntry, RunError
 from mergeflow.execute.events import Event, Listener, PhaseFinished, PhaseStarted, TensorsDone, Warned
 from mergeflow.execute.records import Settings, TaskResult
 from mergeflow.execute.schedule import Scheduler, make_scheduler
+from mergeflow.execute.warmup import import_in_background, may_have_cuda
 from mergeflow.graph.history import describe_steps
 from mergeflow.graph.plan import Fate, Plan, make_plan
 from mergeflow.graph.values import Compiled
@@ -52,13 +53,16 @@ def run_recipe(recipe: Recipe, out: Path | None, options: Options, listen: Liste
     """
     run = _Run(recipe, options, listen)
     scheduler = make_scheduler(options.scheduler, options.workers)
-    headers = compile_from_headers(recipe, run.hear, download=False)
+    headers = compile_from_headers(recipe, run.hear, download=False, state=options.state)
     check(headers, strict=options.strict)
     check_folders(recipe, headers.checkpoints.values(), out, needed=True)
+    import_in_background(headers.graph, options.device)
     if any(checkpoint.folder is None for checkpoint in headers.checkpoints.values()):
         with run.phase("download", 0):
-            headers = compile_from_headers(recipe, run.hear, download=True, planned=headers.checkpoints)
-    compiled = compile_with_digests(recipe, headers, options, run.hear, read_weights=True)
+            headers = compile_from_headers(
+                recipe, run.hear, download=True, planned=headers.checkpoints, state=options.state
+            )
+    compiled = compile_with_digests(recipe, headers, options, run.hear)
     run.warn(check(compiled, strict=options.strict))
     found = destinations(recipe, compiled, out)
     if options.cache is not None:
@@ -247,6 +251,9 @@ def choose_device(wish: str) -> str:
     Raises:
         RunError: a CUDA device is asked for and there is none.
     """
+    if wish == "cpu" or (wish == "auto" and not may_have_cuda()):
+        return "cpu"
+
     import torch
 
     if wish == "auto":

@@ -11,6 +11,7 @@ lost. The mask of an element that is now zero or positive is its sign, 0 or 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -18,7 +19,11 @@ from torch import Tensor
 
 from mergeflow.methods.kernels.elementwise import rounded, weighed
 from mergeflow.methods.kernels.protocols import Record, Scratch
-from mergeflow.methods.values import flag, number, numbers
+from mergeflow.methods.values import flag, number, numbers, text, whole
+
+# mergekit's bounds for SCE: less energy than this in all is taken for noise, and no element is divided by less.
+SMALLEST_ENERGY = 1e-6
+SMALLEST_WEIGHT = 1e-6
 
 
 def consensus(
@@ -34,15 +39,94 @@ def consensus(
     Elect and disjoint merge of TIES (Yadav et al., 2306.01708), with mergekit's weights. Scratch: one buffer per
     model, and two.
     """
-    count = len(blocks)
     weights = [rounded(weight, out) for weight in numbers(parameters, "weights")]
-    votes = [weighed(block, weight, scratch(i)) for i, (block, weight) in enumerate(zip(blocks, weights, strict=True))]
+    votes = _votes(blocks, weights, scratch)
+    signs = _sign_bits(_sum(votes, scratch(len(blocks))))
+    _merge_agreeing(votes, signs, weights, parameters, out, scratch)
 
-    signs = _sign_bits(votes, scratch(count))
+
+def consensus_by(
+    blocks: Sequence[Tensor],
+    records: Sequence[Record],
+    parameters: Mapping[str, object],
+    out: Tensor,
+    scratch: Scratch,
+    start: int,
+) -> None:
+    """The same R with another electorate: S is the sum of the ballots b_i of the models.
+
+    `election` ``unweighted``: b_i = sign(w_i) D_i, the total mass of the paper; ``count``: b_i = sign(V_i), one vote
+    each. Scratch: one buffer per model, and two.
+    """
+    weights = [rounded(weight, out) for weight in numbers(parameters, "weights")]
+    votes = _votes(blocks, weights, scratch)
+    total, ballot = scratch(len(blocks)).zero_(), scratch(len(blocks) + 1)
+    by_count = text(parameters, "election") == "count"
+    for block, vote, weight in zip(blocks, votes, weights, strict=True):
+        if by_count:
+            total.add_(torch.sign(vote, out=ballot))
+        else:
+            torch.add(total, block, alpha=math.copysign(1.0, weight), out=total)
+    _merge_agreeing(votes, _sign_bits(total), weights, parameters, out, scratch)
+
+
+def sce(
+    blocks: Sequence[Tensor],
+    records: Sequence[Record],
+    parameters: Mapping[str, object],
+    out: Tensor,
+    scratch: Scratch,
+    start: int,
+) -> None:
+    """R = sum(m_i e_i D_i) / max(sum(m_i e_i), 1e-6) over the blocks (n,) of two or more selected task vectors.
+
+        S = sum D_i        m_i = [D_i != 0 and sign(D_i) = sign(S)]        e_i = |D_i|^2 / sum |D_j|^2
+
+    Calculate and erase of SCE (Wan et al., FuseChat, 2408.07990), in mergekit's reading. Records: each D_i's gram.
+    Parameter: size, the number of elements of a whole tensor. Scratch: one buffer per model, and two.
+    """
+    count = len(blocks)
+    weights = [rounded(weight, out) for weight in energy_shares(records, whole(parameters, "size"))]
+    signs = _sign_bits(_sum(blocks, scratch(count)))
+    agreeing = [_agreeing(block, signs, scratch(i)) for i, block in enumerate(blocks)]
+
+    product = scratch(count + 1)
+    out.zero_()
+    for values, weight in zip(agreeing, weights, strict=True):
+        out.add_(torch.mul(values, weight, out=product))
+    torch.div(out, _weight_that_agrees(agreeing, weights, product).clamp_(min=rounded(SMALLEST_WEIGHT, out)), out=out)
+    _flip(out, signs, out)
+
+
+def energy_shares(grams: Sequence[Record], size: int) -> list[float]:
+    """mean(D_i^2) of each model by the sum of them all; equal shares where that sum is below 1e-6."""
+    energies = []
+    for record in grams:
+        gram = record["gram"]
+        assert isinstance(gram, Sequence)  # what the statistic of that name makes
+        energies.append(gram[0] / size)
+    total = math.fsum(energies) if all(math.isfinite(energy) for energy in energies) else math.nan
+    return [1.0 / len(energies) if total < SMALLEST_ENERGY else energy / total for energy in energies]
+
+
+def _votes(blocks: Sequence[Tensor], weights: Sequence[float], scratch: Scratch) -> list[Tensor]:
+    """V_i = w_i D_i, each (n,), in the first buffers."""
+    return [weighed(block, weight, scratch(i)) for i, (block, weight) in enumerate(zip(blocks, weights, strict=True))]
+
+
+def _merge_agreeing(
+    votes: Sequence[Tensor],
+    signs: Tensor,
+    weights: Sequence[float],
+    parameters: Mapping[str, object],
+    out: Tensor,
+    scratch: Scratch,
+) -> None:
+    """out = lambda * M / q, given the elected sign bits in buffer number `len(votes)`; uses the others."""
     agreeing = [_agreeing(vote, signs, scratch(i)) for i, vote in enumerate(votes)]
     _sum(agreeing, out)
     if flag(parameters, "normalize"):
-        _divide_by_weight(out, agreeing, weights, scratch(count + 1))
+        _divide_by_weight(out, agreeing, weights, scratch(len(votes) + 1))
     _flip(out, signs, out)
 
     factor = rounded(number(parameters, "lambda"), out)
@@ -61,13 +145,13 @@ def _sum(values: Sequence[Tensor], out: Tensor) -> Tensor:
     return out
 
 
-def _sign_bits(votes: Sequence[Tensor], buffer: Tensor) -> Tensor:
-    """The sign bit of each element of the votes' sum, alone in an integer of the same width (n,).
+def _sign_bits(total: Tensor) -> Tensor:
+    """The sign bit of each element of a sum (n,), alone in an integer of the same width, in the sum's memory.
 
     A sum of opposite values is +0, so zero counts as positive. The sum is -0 only where every vote is, and there is
     nothing to elect there.
     """
-    bits = _bits(_sum(votes, buffer))
+    bits = _bits(total)
     return torch.bitwise_and(bits, torch.iinfo(bits.dtype).min, out=bits)
 
 
@@ -88,16 +172,21 @@ def _bits(values: Tensor) -> Tensor:
 
 
 def _divide_by_weight(total: Tensor, agreeing: Sequence[Tensor], weights: Sequence[float], buffer: Tensor) -> None:
-    """total /= the sum of the weights of those that agree (n,); `agreeing` is overwritten with their masks."""
+    """total /= the sum of the weights of those that agree (n,); `agreeing` is overwritten."""
+    _weight_that_agrees(agreeing, weights, buffer)
+    if min(weights) > 0.0:
+        # Nobody agrees only where the total is 0 too, and then any positive divisor will do.
+        buffer.clamp_(min=min(weights))
+    else:
+        torch.add(buffer, torch.eq(buffer, 0.0, out=agreeing[0]), out=buffer)
+    torch.div(total, buffer, out=total)
+
+
+def _weight_that_agrees(agreeing: Sequence[Tensor], weights: Sequence[float], buffer: Tensor) -> Tensor:
+    """buffer = the sum of the weights of those that agree (n,); `agreeing` is overwritten with their masks."""
     masks = [torch.sign(values, out=values) for values in agreeing]
     torch.mul(masks[0], weights[0], out=buffer)
     for mask, weight in zip(masks[1:], weights[1:], strict=True):
         # The one multiply-add of this package: a product with 0 or 1 is exact, so fusing it cannot change a bit.
         torch.add(buffer, mask, alpha=weight, out=buffer)
-
-    if min(weights) > 0.0:
-        # Nobody agrees only where the total is 0 too, and then any positive divisor will do.
-        buffer.clamp_(min=min(weights))
-    else:
-        torch.add(buffer, torch.eq(buffer, 0.0, out=masks[0]), out=buffer)
-    torch.div(total, buffer, out=total)
+    return buffer

@@ -9,21 +9,13 @@ its relative error stays near 10^-14.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mergeflow.methods.kernels.protocols import SUM_BLOCK, Record, Scratch
-
-# Large enough to make the cost of a call small beside its work (and calls few: threads take turns between them), small
-# enough for its buffers to stay near the processor.
-LANES = 65536
-assert SUM_BLOCK % LANES == 0
-
-# Folding stops here: so few numbers are added exactly at no cost.
-EXACT = 64
+from mergeflow.methods.kernels.lanes import LANES, fold, runs
+from mergeflow.methods.kernels.protocols import Record, Scratch
 
 
 class LaneSums:
@@ -40,36 +32,13 @@ class LaneSums:
         copies = self._copies if count == self._width else [copy[:count] for copy in self._copies]
         return [copy.copy_(block[offset : offset + count]) for copy, block in zip(copies, blocks, strict=True)]
 
-    def totals(self, count: int) -> list[Tensor]:
-        """The first `count` lanes of each sum, to add to."""
-        return self._totals if count == self._width else [total[:count] for total in self._totals]
+    def totals(self, lane: int, count: int) -> list[Tensor]:
+        """The `count` lanes from `lane` on of each sum, to add to."""
+        return self._totals if count == self._width else [total[lane : lane + count] for total in self._totals]
 
     def folded(self) -> list[float]:
         """The sums."""
-        return [_fold(total.clone()) for total in self._totals]
-
-
-def _fold(lanes: Tensor) -> float:
-    """The sum of the lanes (n,), in halves down to EXACT numbers; overwrites them."""
-    count = lanes.numel()
-    while count > EXACT:
-        half = (count + 1) // 2
-        lanes[: count - half] += lanes[half:count]
-        count = half
-    return _exact_sum(lanes[:count].tolist())
-
-
-def _exact_sum(values: Sequence[float]) -> float:
-    """`math.fsum`, which raises where a plain sum gives an infinity or NaN."""
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):
-        return sum(values)
-
-
-def _runs(count: int) -> list[tuple[int, int]]:
-    """A block of `count` elements cut into (offset, length) of at most LANES each."""
-    return [(offset, min(LANES, count - offset)) for offset in range(0, count, LANES)]
+        return [fold(total.cpu().numpy().copy()) for total in self._totals]
 
 
 class MagnitudeSum:
@@ -88,9 +57,9 @@ class MagnitudeSum:
         """Adds one block (n,)."""
         (block,) = blocks
         self._sums = self._sums or LaneSums(len(self.wanted), 1, 1, block.device)
-        for offset, count in _runs(block.numel()):
+        for offset, lane, count in runs(start, block.numel()):
             (values,) = self._sums.widened(blocks, offset, count)
-            (total,) = self._sums.totals(count)
+            (total,) = self._sums.totals(lane, count)
             total += values.abs_()
 
     def finish(self) -> Record:
@@ -116,10 +85,10 @@ class Gram:
         inputs = len(blocks)
         if self._sums is None:
             self._sums = LaneSums(len(self.wanted), inputs, inputs * (inputs + 1) // 2, blocks[0].device)
-        for offset, count in _runs(blocks[0].numel()):
+        for offset, lane, count in runs(start, blocks[0].numel()):
             values = self._sums.widened(blocks, offset, count)
             pairs = [(left, right) for i, left in enumerate(values) for right in values[i:]]
-            for total, (left, right) in zip(self._sums.totals(count), pairs, strict=True):
+            for total, (left, right) in zip(self._sums.totals(lane, count), pairs, strict=True):
                 _add_product(total, left, right, exact=blocks[0].dtype == torch.float32)
 
     def finish(self) -> Record:

@@ -87,11 +87,12 @@ class Tally:
         return self._held > self._limit
 
     def add(self, piece: int, counts: Counts) -> None:
-        """Counts one piece, compared with this bracket."""
+        """Counts one piece, or a part of it, compared with this bracket."""
         self._above += counts.above
-        self._at_high[piece] = counts.at_high
-        self._at_low[piece] = counts.at_low
-        self._inside[piece] = counts.inside
+        self._at_high[piece] = self._at_high.get(piece, 0) + counts.at_high
+        self._at_low[piece] = self._at_low.get(piece, 0) + counts.at_low
+        before = self._inside.get(piece)
+        self._inside[piece] = counts.inside if before is None else np.concatenate([before, counts.inside])
         self._held += len(counts.inside)
 
     def narrow(self, seen: float, rank: int) -> None:
@@ -109,6 +110,7 @@ class Tally:
 
         self._above += sum(self._at_high.values())
         held, self._inside, self._held = self._inside, {}, 0
+        self._at_high, self._at_low = {}, {}
         for piece, members in held.items():
             self.add(piece, compare(members, self.low, self.high))
 

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from mergeflow.methods.kernels.elementwise import multiply
+from mergeflow.methods.kernels.norms import rescaling
 from mergeflow.methods.kernels.protocols import Record, Scratch
 from mergeflow.methods.values import real, whole
-
-# mergekit's bound: a task vector with less than this in all is not scaled up from rounding noise.
-SMALLEST_SUM = 1e-7
 
 
 def trim(
@@ -63,10 +61,3 @@ def rescale(
     """R = M * (b / a), b the sum of |D| before trimming and a after; R = M where either is below 1e-7."""
     (trimmed,), (before, after) = blocks, records
     multiply(trimmed, rescaling(real(before, "sum"), real(after, "sum")), out)
-
-
-def rescaling(before: float, after: float) -> float:
-    """The factor that restores the L1 norm `before` to a tensor that has `after`; 1 when one is negligible."""
-    if before < SMALLEST_SUM or after < SMALLEST_SUM:
-        return 1.0
-    return before / after

@@ -1,0 +1,553 @@
+/* The hot loops of CPU merges: the same numbers as the torch kernels, bit for bit, in one pass over each block.
+
+   A pass over a block is a list of steps (`struct step`), run tile by tile, so that what one step makes is still in the
+   processor's first cache when the next one reads it. Inputs that lie plainly in files are read here too, a part of the
+   block at a time, so that they are still in the second cache when they are used. Every operation is rounded by itself: this file is compiled
+   with -ffp-contract=off and without -ffast-math, and each loop does, element by element, what the kernel of the same
+   name in mergeflow/methods/kernels does.
+
+   Nothing here allocates, keeps state or checks its arguments: mergeflow/execute/native.py decides, this computes. */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <unistd.h>
+
+#define INTERFACE 1 /* library.py */
+#define TILE 1024
+#define MOST_OPERANDS 64
+
+/* One binary for every x86-64 processor: the loader picks the version of each loop. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HOT __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define HOT
+#endif
+#define EXPORT __attribute__((visibility("default")))
+
+enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
+enum operation { WIDEN, CAST, SUBTRACT, ADD, WEIGHTED_SUM, TRIM, CONSENSUS };
+
+/* Where an operand lies. A tile's own buffer is the same for every tile; a part's buffer is `near` bytes further for
+   each element within the part, and a block's also `far` bytes for each element before the part. */
+struct operand {
+    char *at;
+    int32_t near, far;
+};
+
+/* A plain input: its bytes lie in one piece, from `offset` of an open file on. */
+struct read {
+    struct operand buffer;
+    int64_t offset;
+    int32_t descriptor, itemsize;
+};
+
+/* Sums over lanes: the dot products of `count` values, or the magnitudes of one (products = 0). */
+struct sums {
+    double *totals;
+    int64_t width;
+    int32_t count, products;
+    const struct operand *inputs;
+    const int32_t *dtypes;
+};
+
+struct step {
+    int32_t operation;
+    int32_t dtype; /* of the narrow side of WIDEN and CAST */
+    int32_t count; /* of inputs */
+    int32_t flag;
+    int64_t index;
+    struct operand out;
+    const struct operand *inputs;
+    const float *numbers;
+};
+
+static inline uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static inline float float_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+HOT static void widen_bfloat16(const uint16_t *restrict in, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = float_of((uint32_t)in[i] << 16);
+}
+
+HOT static void cast_bfloat16(const float *restrict in, uint16_t *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = bits_of(in[i]);
+        uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* ties to even */
+        out[i] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)nearest;
+    }
+}
+
+/* A float16 that is no subnormal, infinity or NaN only moves its exponent; the others are scaled, exactly. */
+HOT static void widen_float16(const uint16_t *restrict in, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = ((uint32_t)in[i] & 0x7fff) << 13;
+        float value = float_of(bits) * 0x1p112f;
+        uint32_t magnitude = bits >= 0x0f800000 ? bits | 0x7f800000 : bits_of(value);
+        out[i] = float_of(magnitude | ((uint32_t)in[i] & 0x8000) << 16);
+    }
+}
+
+HOT static void cast_float16(const float *restrict in, uint16_t *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = bits_of(in[i]), magnitude = bits & 0x7fffffff;
+        uint32_t nearest = (magnitude - 0x38000000 + 0x0fff + ((magnitude >> 13) & 1)) >> 13;
+        uint32_t small = bits_of(float_of(magnitude) + 0.5f) & 0x3fff; /* a subnormal: rounded by the addition */
+        uint32_t result = magnitude < 0x38800000 ? small : nearest;
+        result = magnitude >= 0x477ff000 ? 0x7c00 : result;
+        result = magnitude > 0x7f800000 ? 0x7e00 : result;
+        out[i] = (uint16_t)(result | (bits & 0x80000000) >> 16);
+    }
+}
+
+HOT static void subtract(const float *restrict a, const float *restrict b, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = a[i] - b[i];
+}
+
+HOT static void add(const float *restrict a, const float *restrict b, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = a[i] + b[i];
+}
+
+HOT static void scale(const float *restrict a, float factor, float *restrict out, int64_t n)
+{
+    if (factor == 1.0f) { /* a copy: it keeps a NaN's bits */
+        memcpy(out, a, (size_t)n * 4);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        out[i] = factor * a[i];
+}
+
+HOT static void add_scaled(const float *restrict a, float factor, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = out[i] + factor * a[i];
+}
+
+HOT static void weighted_pair(const float *restrict a, float f, const float *restrict b, float g, float *restrict out,
+                              int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = f * a[i] + g * b[i];
+}
+
+static void weighted_sum(const float *const *in, const float *factors, int count, float *out, int64_t n)
+{
+    int next = 1;
+    if (count > 1) {
+        weighted_pair(in[0], factors[0], in[1], factors[1], out, n);
+        next = 2;
+    } else {
+        scale(in[0], factors[0], out, n);
+    }
+    for (; next < count; next++)
+        add_scaled(in[next], factors[next], out, n);
+}
+
+HOT static void keep_above(const float *restrict in, float bound, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = in[i] >= -bound && in[i] <= bound ? 0.0f : in[i];
+}
+
+/* numbers: the bound up to the element `index` (and with it), the bound after it. */
+static void trim(const struct step *step, const float *in, float *out, int64_t start, int64_t n)
+{
+    int64_t before = step->index + 1 - start;
+    before = before < 0 ? 0 : before > n ? n : before;
+    keep_above(in, step->numbers[0], out, before);
+    keep_above(in + before, step->numbers[1], out + before, n - before);
+}
+
+HOT static void flip(const float *restrict in, const uint32_t *restrict signs, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = float_of(bits_of(in[i]) ^ signs[i]);
+}
+
+HOT static void sign_bits(const float *restrict in, uint32_t *restrict signs, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        signs[i] = bits_of(in[i]) & 0x80000000;
+}
+
+/* total += the vote where it has the elected sign; weight += factor there. */
+HOT static void join(const float *restrict vote, const uint32_t *restrict signs, float factor, int first,
+                     float *restrict total, float *restrict weight, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float flipped = float_of(bits_of(vote[i]) ^ signs[i]);
+        float agreeing = flipped < 0.0f ? 0.0f : flipped;
+        float mask = (float)((agreeing > 0.0f) - (agreeing < 0.0f));
+        total[i] = first ? agreeing : total[i] + agreeing;
+        weight[i] = first ? factor * mask : weight[i] + factor * mask;
+    }
+}
+
+HOT static void divide(float *restrict total, const float *restrict weight, float least, int64_t n)
+{
+    if (least > 0.0f)
+        for (int64_t i = 0; i < n; i++)
+            total[i] = total[i] / (weight[i] < least ? least : weight[i]);
+    else
+        for (int64_t i = 0; i < n; i++)
+            total[i] = total[i] / (weight[i] + (weight[i] == 0.0f ? 1.0f : 0.0f));
+}
+
+/* numbers: a weight per model, then lambda; flag: whether to divide by the weights of those that agree. */
+static void consensus(const struct step *step, const float *const *in, float *out, int64_t n)
+{
+    int count = step->count;
+    const float *weights = step->numbers;
+    uint32_t signs[TILE];
+    float vote[TILE], weight[TILE], least = weights[0], lambda = weights[count];
+
+    weighted_sum(in, weights, count, vote, n);
+    sign_bits(vote, signs, n);
+    for (int k = 0; k < count; k++) {
+        least = weights[k] < least ? weights[k] : least;
+        scale(in[k], weights[k], vote, n);
+        join(vote, signs, weights[k], k == 0, out, weight, n);
+    }
+    if (step->flag)
+        divide(out, weight, least, n);
+    memcpy(vote, out, (size_t)n * 4);
+    flip(vote, signs, out, n);
+    if (lambda != 1.0f) {
+        memcpy(vote, out, (size_t)n * 4);
+        scale(vote, lambda, out, n);
+    }
+}
+
+static char *place(const struct operand *operand, int64_t part, int64_t tile)
+{
+    return operand->at + part * operand->far + tile * operand->near;
+}
+
+static void run_step(const struct step *step, int64_t part, int64_t tile, int64_t n, int64_t start)
+{
+    const float *in[MOST_OPERANDS];
+    char *out = place(&step->out, part, tile);
+    for (int k = 0; k < step->count; k++)
+        in[k] = (const float *)place(&step->inputs[k], part, tile);
+
+    switch (step->operation) {
+    case WIDEN:
+        if (step->dtype == BFLOAT16)
+            widen_bfloat16((const uint16_t *)in[0], (float *)out, n);
+        else if (step->dtype == FLOAT16)
+            widen_float16((const uint16_t *)in[0], (float *)out, n);
+        else
+            memcpy(out, in[0], (size_t)n * 4);
+        break;
+    case CAST:
+        if (step->dtype == BFLOAT16)
+            cast_bfloat16(in[0], (uint16_t *)out, n);
+        else if (step->dtype == FLOAT16)
+            cast_float16(in[0], (uint16_t *)out, n);
+        else
+            memcpy(out, in[0], (size_t)n * 4);
+        break;
+    case SUBTRACT:
+        subtract(in[0], in[1], (float *)out, n);
+        break;
+    case ADD:
+        add(in[0], in[1], (float *)out, n);
+        break;
+    case WEIGHTED_SUM:
+        weighted_sum(in, step->numbers, step->count, (float *)out, n);
+        break;
+    case TRIM:
+        trim(step, in[0], (float *)out, start, n);
+        break;
+    case CONSENSUS:
+        consensus(step, in, (float *)out, n);
+        break;
+    }
+}
+
+EXPORT int mergeflow_interface(void)
+{
+    return INTERFACE;
+}
+
+/* Index of the first infinity or NaN of a block; -1 when there is none. */
+HOT static int has_non_finite_16(const uint16_t *restrict in, uint16_t exponent, int64_t n)
+{
+    int found = 0;
+    for (int64_t i = 0; i < n; i++)
+        found |= (in[i] & exponent) == exponent;
+    return found;
+}
+
+HOT static int has_non_finite_32(const uint32_t *restrict in, int64_t n)
+{
+    int found = 0;
+    for (int64_t i = 0; i < n; i++)
+        found |= (in[i] & 0x7f800000) == 0x7f800000;
+    return found;
+}
+
+EXPORT int64_t mergeflow_first_non_finite(const void *block, int32_t dtype, int64_t elements)
+{
+    uint16_t exponent = dtype == BFLOAT16 ? 0x7f80 : 0x7c00;
+    for (int64_t tile = 0; tile < elements; tile += TILE) {
+        int64_t n = elements - tile < TILE ? elements - tile : TILE;
+        const uint16_t *half = (const uint16_t *)block + tile;
+        const uint32_t *full = (const uint32_t *)block + tile;
+        if (dtype == FLOAT32 ? !has_non_finite_32(full, n) : !has_non_finite_16(half, exponent, n))
+            continue;
+        for (int64_t i = 0; i < n; i++)
+            if (dtype == FLOAT32 ? (full[i] & 0x7f800000) == 0x7f800000 : (half[i] & exponent) == exponent)
+                return tile + i;
+    }
+    return -1;
+}
+
+/* totals[lane] += a * b, the product exact in float64 (kernels/sums.py). */
+HOT static void add_products(const double *restrict a, const double *restrict b, double *restrict total, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        total[i] += a[i] * b[i];
+}
+
+#define ADD_PAIR(a, b)                                                                                                 \
+    do {                                                                                                               \
+        double left = (a), right = (b);                                                                                \
+        aa += left * left;                                                                                             \
+        ab += left * right;                                                                                            \
+        bb += right * right;                                                                                           \
+    } while (0)
+
+/* The products of two values, for one row of lanes or for two that lie `row` elements apart. */
+#define PAIR_PRODUCTS(name, type, number)                                                                              \
+    HOT static void name(const type *restrict a, const type *restrict b, int64_t row, double *restrict totals,         \
+                         int64_t width, int64_t n)                                                                     \
+    {                                                                                                                  \
+        double *restrict total_aa = totals, *restrict total_ab = totals + width, *restrict total_bb = totals + 2 * width; \
+        if (row == 0)                                                                                                  \
+            for (int64_t i = 0; i < n; i++) {                                                                          \
+                double aa = total_aa[i], ab = total_ab[i], bb = total_bb[i];                                           \
+                ADD_PAIR(number(a[i]), number(b[i]));                                                                  \
+                total_aa[i] = aa, total_ab[i] = ab, total_bb[i] = bb;                                                  \
+            }                                                                                                          \
+        else                                                                                                           \
+            for (int64_t i = 0; i < n; i++) {                                                                          \
+                double aa = total_aa[i], ab = total_ab[i], bb = total_bb[i];                                           \
+                ADD_PAIR(number(a[i]), number(b[i]));                                                                  \
+                ADD_PAIR(number(a[i + row]), number(b[i + row]));                                                      \
+                total_aa[i] = aa, total_ab[i] = ab, total_bb[i] = bb;                                                  \
+            }                                                                                                          \
+    }
+
+#define AS_IT_IS(value) (value)
+#define FROM_BFLOAT16(value) float_of((uint32_t)(value) << 16)
+
+PAIR_PRODUCTS(add_pair_products, float, AS_IT_IS)
+PAIR_PRODUCTS(add_pair_products_bfloat16, uint16_t, FROM_BFLOAT16)
+
+HOT static void widen_double(const float *restrict in, double *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = in[i];
+}
+
+HOT static void add_magnitudes(const float *restrict in, double *restrict total, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        total[i] += fabs((double)in[i]);
+}
+
+#define LANE_TILE 512
+#define MOST_GRAM 16
+
+/* float32 numbers as they are, others in the buffer. */
+static const float *widened(const void *block, int32_t dtype, int64_t from, float *buffer, int64_t n)
+{
+    if (dtype == FLOAT32)
+        return (const float *)block + from;
+    if (dtype == BFLOAT16)
+        widen_bfloat16((const uint16_t *)block + from, buffer, n);
+    else
+        widen_float16((const uint16_t *)block + from, buffer, n);
+    return buffer;
+}
+
+EXPORT void mergeflow_widen(const void *block, int32_t dtype, float *out, int64_t elements)
+{
+    const float *in = widened(block, dtype, 0, out, elements);
+    if (in != out)
+        memcpy(out, in, (size_t)elements * 4);
+}
+
+static void add_all_products(const float *const *in, int32_t count, double *total, int64_t width, int64_t n)
+{
+    double wide[MOST_GRAM][LANE_TILE];
+    for (int k = 0; k < count; k++)
+        widen_double(in[k], wide[k], n);
+    for (int i = 0; i < count; i++)
+        for (int j = i; j < count; j++, total += width)
+            add_products(wide[i], wide[j], total, n);
+}
+
+/* Rows of lanes of two values, two rows at a time where there are two. */
+static void add_pairs(double *totals, const char *const *blocks, int32_t dtype, int64_t width, int64_t elements)
+{
+    for (int64_t row = 0; row < elements; row += 2 * width) {
+        int64_t rest = elements - row, first = rest < width ? rest : width;
+        int64_t both = rest - first < first ? rest - first : first; /* lanes that have an element in the second row */
+        const uint16_t *half[2] = {(const uint16_t *)blocks[0] + row, (const uint16_t *)blocks[1] + row};
+        const float *full[2] = {(const float *)blocks[0] + row, (const float *)blocks[1] + row};
+        if (dtype == BFLOAT16) {
+            add_pair_products_bfloat16(half[0], half[1], width, totals, width, both);
+            add_pair_products_bfloat16(half[0] + both, half[1] + both, 0, totals + both, width, first - both);
+        } else {
+            add_pair_products(full[0], full[1], width, totals, width, both);
+            add_pair_products(full[0] + both, full[1] + both, 0, totals + both, width, first - both);
+        }
+    }
+}
+
+/* Dot products of `count` blocks, added to `totals` (a row of `width` lanes for each pair i <= j), or magnitudes of one.
+
+   The blocks start at a multiple of `width` elements of their tensor. A tile of lanes takes all its rows of the block
+   before the next one, so that its totals stay in the first cache; a lane still adds its elements in rising order. */
+static void add_sums(double *totals, const char *const *blocks, const int32_t *dtypes, int32_t count, int32_t products,
+                     int64_t width, int64_t elements)
+{
+    float buffers[MOST_GRAM][LANE_TILE];
+    const float *in[MOST_GRAM];
+    if (products && count == 2 && dtypes[0] == dtypes[1] && dtypes[0] != FLOAT16) {
+        add_pairs(totals, blocks, dtypes[0], width, elements);
+        return;
+    }
+    for (int64_t lane = 0; lane < width; lane += LANE_TILE) {
+        int64_t n = width - lane < LANE_TILE ? width - lane : LANE_TILE;
+        for (int64_t row = lane; row < elements; row += width) {
+            int64_t m = elements - row < n ? elements - row : n;
+            for (int k = 0; k < count; k++)
+                in[k] = widened(blocks[k], dtypes[k], row, buffers[k], m);
+            if (products)
+                add_all_products(in, count, totals + lane, width, m);
+            else
+                add_magnitudes(in[0], totals + lane, m);
+        }
+    }
+}
+
+static int read_all(const struct read *read, int64_t part, int64_t start, int64_t elements)
+{
+    char *out = place(&read->buffer, part, 0);
+    int64_t left = elements * read->itemsize, offset = read->offset + start * read->itemsize;
+    while (left > 0) {
+        ssize_t count = pread(read->descriptor, out, (size_t)left, offset);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count <= 0)
+            return count < 0 ? errno : -1;
+        out += count, offset += count, left -= count;
+    }
+    return 0;
+}
+
+/* Runs a pass over one block of `elements`, the first of which is number `start` of its tensor, part by part.
+
+   Returns 0; else which input could not be read, counted from 1, with the reason in `error`: an errno, or -1 where the
+   file ended. */
+EXPORT int32_t mergeflow_run(const struct read *reads, int32_t read_count, const struct step *steps, int32_t step_count,
+                             const struct sums *sums, int32_t sums_count, int64_t elements, int64_t start,
+                             int64_t part_elements, int32_t *error)
+{
+    for (int64_t part = 0; part < elements; part += part_elements) {
+        int64_t length = elements - part < part_elements ? elements - part : part_elements;
+        for (int32_t r = 0; r < read_count; r++)
+            if ((*error = read_all(&reads[r], part, start + part, length)) != 0)
+                return r + 1;
+        for (int64_t tile = 0; tile < length; tile += TILE) {
+            int64_t n = length - tile < TILE ? length - tile : TILE;
+            for (int32_t s = 0; s < step_count; s++)
+                run_step(&steps[s], part, tile, n, start + part + tile);
+        }
+        for (int32_t s = 0; s < sums_count; s++) {
+            const char *blocks[MOST_GRAM];
+            for (int k = 0; k < sums[s].count; k++)
+                blocks[k] = place(&sums[s].inputs[k], part, 0);
+            add_sums(sums[s].totals, blocks, sums[s].dtypes, sums[s].count, sums[s].products, sums[s].width, length);
+        }
+    }
+    return 0;
+}
+
+struct counts {
+    int64_t above, at_high, at_low, inside;
+};
+
+#define GROUP 16
+
+HOT static void compare_tile(const float *restrict in, float low, float high, struct counts *counts,
+                             float *restrict inside, int64_t n)
+{
+    int32_t up_to_high = 0, below_high = 0, above_low = 0, at_low = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float x = fabsf(in[i]);
+        up_to_high += x <= high;
+        below_high += x < high;
+        above_low += (x > low) & (x < high);
+        at_low += x == low;
+    }
+    counts->above += n - up_to_high;
+    counts->at_high += up_to_high - below_high;
+    counts->at_low += at_low;
+    if (above_low == 0)
+        return;
+    for (int64_t group = 0; group < n; group += GROUP) {
+        int64_t m = n - group < GROUP ? n - group : GROUP;
+        int any = 0;
+        for (int64_t i = 0; i < m; i++) {
+            float x = fabsf(in[group + i]);
+            any |= (x > low) & (x < high);
+        }
+        if (!any)
+            continue;
+        for (int64_t i = 0; i < m; i++) {
+            float x = fabsf(in[group + i]);
+            inside[counts->inside] = x;
+            counts->inside += (x > low) & (x < high);
+        }
+    }
+}
+
+/* Compares the magnitudes of a block with [low, high] (kernels/tally.py); `inside` has room for all and one more. */
+EXPORT void mergeflow_compare(const void *block, int32_t dtype, int64_t elements, float low, float high,
+                              struct counts *counts, float *inside)
+{
+    float buffer[TILE];
+    memset(counts, 0, sizeof *counts);
+    for (int64_t tile = 0; tile < elements; tile += TILE) {
+        int64_t n = elements - tile < TILE ? elements - tile : TILE;
+        compare_tile(widened(block, dtype, tile, buffer, n), low, high, counts, inside, n);
+    }
+    if (low == high)
+        counts->at_low = 0;
+}
