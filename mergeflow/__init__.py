@@ -5,10 +5,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mergeflow.api import load, plan, run, tensors
+    from mergeflow.methods.signature import Bounds, PerModel
+    from mergeflow.workflow.in_memory import merge_state_dicts, merge_tensors
     from mergeflow.workflow.options import Options
+    from mergeflow.workflow.own_methods import merge_method
 
 __version__ = "0.1.0"
-__all__ = ["Options", "__version__", "load", "plan", "run", "tensors"]
+__all__ = [
+    "Bounds",
+    "Options",
+    "PerModel",
+    "__version__",
+    "load",
+    "merge_method",
+    "merge_state_dicts",
+    "merge_tensors",
+    "plan",
+    "run",
+    "tensors",
+]
 
 _HOMES = {
     "load": "mergeflow.api",
@@ -16,6 +31,11 @@ _HOMES = {
     "run": "mergeflow.api",
     "tensors": "mergeflow.api",
     "Options": "mergeflow.workflow.options",
+    "Bounds": "mergeflow.methods.signature",
+    "PerModel": "mergeflow.methods.signature",
+    "merge_method": "mergeflow.workflow.own_methods",
+    "merge_state_dicts": "mergeflow.workflow.in_memory",
+    "merge_tensors": "mergeflow.workflow.in_memory",
 }
 
 

@@ -4,6 +4,8 @@
     ├── RecipeError             1   the recipe (or what it names) is wrong: all problems at once
     ├── CheckpointError         1   a model folder, header, index or hub id is not what it claims
     ├── OutputError             1   the target folder cannot be used
+    ├── MethodError             1   a function cannot be a merge method as it is declared
+    ├── MergeError              1   tensors in memory cannot be merged as asked
     ├── CacheError              1   the cache folder cannot be used
     │   └── CorruptEntry        -   one entry is damaged: the run drops it and computes the value again
     └── RunError                3   the run itself failed (disk full, input replaced, worker lost)
@@ -74,6 +76,14 @@ class CheckpointError(MergeflowError):
 
 class OutputError(MergeflowError):
     """The output folder cannot be written: not ours, not enough room, no permission."""
+
+
+class MethodError(MergeflowError):
+    """A function was declared as a merge method and cannot be one."""
+
+
+class MergeError(MergeflowError):
+    """Tensors in memory cannot be merged as asked: everything that is wrong, a line each."""
 
 
 class CacheError(MergeflowError):

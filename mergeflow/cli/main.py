@@ -202,10 +202,10 @@ def methods(
 @guarded
 def schema() -> None:
     """Print the JSON schema of a recipe, with which editors complete and check recipes as you write them."""
-    from mergeflow.methods.table import METHODS
+    from mergeflow.methods.registry import all_methods
     from mergeflow.recipe.schema import json_schema
 
-    parameters = {name: [(p.name, p.kind) for p in method.parameters] for name, method in METHODS.items()}
+    parameters = {name: [(p.name, p.kind) for p in method.parameters] for name, method in all_methods()[0].items()}
     print_json(json_schema(parameters))
 
 

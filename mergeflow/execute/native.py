@@ -22,6 +22,7 @@ from mergeflow.execute.native_buffers import NativeWorkspace, address
 from mergeflow.execute.native_call import Call, Memory, PlainRead, library, narrow_statistics
 from mergeflow.execute.sampling import sample_runs
 from mergeflow.execute.sweep import Step, Value, plan_sweep
+from mergeflow.graph.memory import block_length
 from mergeflow.graph.nodes import Node
 from mergeflow.graph.program import Instruction, Pass, Program
 from mergeflow.methods.kernels.protocols import Record
@@ -43,7 +44,7 @@ LONG_BLOCK_ELEMENTS = 1 << 20
 
 def is_native(program: Program) -> bool:
     """Whether the library is there and has all that a program needs; the answer cannot show in any result."""
-    return has_kernels(program.instructions)
+    return (program.row or 0) <= native.MOST_TILE and has_kernels(program.instructions)
 
 
 def has_kernels(values: Sequence[Instruction | Node]) -> bool:
@@ -63,7 +64,8 @@ def _is_native(values: Sequence[Instruction | Node], value: Instruction | Node) 
         return False
     if value.kind == "statistic":
         return (value.op in SUMS or value.op in STATISTICS) and len(inputs) <= MOST_VECTORS
-    return value.kind == "pointwise" and value.op in NATIVE
+    # To divide by the probability of its place, an entry's own place must be found: a sort does that as fast.
+    return value.op in NATIVE and not value.parameters.get("divide", False)
 
 
 def find_non_finite(block: memoryview, dtype: DType) -> int | None:
@@ -196,9 +198,12 @@ class _SweepRun:
         """Elements of a block, and of a part of it."""
         short = min(self.evaluation.workspace.block_elements, BLOCK_ELEMENTS)
         if not self.plain:
-            return short, short
+            return self._in_rows(short), self._in_rows(short)
         is_long = not self.stores and not self.updates and short == BLOCK_ELEMENTS
-        return LONG_BLOCK_ELEMENTS if is_long else short, min(short, PART_ELEMENTS)
+        return self._in_rows(LONG_BLOCK_ELEMENTS if is_long else short), self._in_rows(min(short, PART_ELEMENTS))
+
+    def _in_rows(self, elements: int) -> int:
+        return block_length(self.program, elements)
 
     def _make_room(self, summed: Sequence[Value], part: int) -> Memory:
         """Buffers for the values that meet a file or a statistic."""
@@ -214,7 +219,7 @@ class _SweepRun:
             value: workspace.block("part", number, min(part, size) * value.dtype.itemsize)
             for number, value in enumerate(staying)
         }
-        return Memory(blocks, parts, part)
+        return Memory(blocks, parts, part, self.program.row or native.TILE)
 
     def _over_blocks(self, pending: Mapping[int, NativeStatistic], *, first: bool) -> None:
         size = self.program.size
@@ -278,7 +283,7 @@ class _SweepRun:
 
     def _sample(self) -> None:
         """Show the statistics a sample spread over the tensor, gathered into one block."""
-        runs = sample_runs(self.program.size, None, self.length)
+        runs = sample_runs(self.program.size, self.program.row, self.length)
         if not runs:
             return
         elements = sum(length for _, length in runs)

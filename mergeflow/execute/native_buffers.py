@@ -6,10 +6,10 @@ import ctypes
 import mmap
 
 from mergeflow.graph.memory import Budget
-from mergeflow.methods.native.library import TILE
 
-# Tile buffers lie this many bytes apart: a multiple of a page would put them all into the same sets of the cache.
-TILE_STRIDE = TILE * 4 + 192
+# Tiles lie this many bytes further apart than they are long: at the same place of a page, they would all fall into the
+# same sets of the cache.
+TILE_SKEW = 192
 
 
 class NativeWorkspace:
@@ -27,10 +27,10 @@ class NativeWorkspace:
             self._buffers[place, number] = _new_bytes(max(nbytes, self.block_elements * 4))
         return self._buffers[place, number][:nbytes]
 
-    def tiles(self, count: int) -> memoryview:
-        """Memory for `count` tiles, TILE_STRIDE bytes apart."""
-        if len(self._tiles) < count * TILE_STRIDE:
-            self._tiles = _new_bytes(count * TILE_STRIDE)
+    def tiles(self, nbytes: int) -> memoryview:
+        """Memory for tiles."""
+        if len(self._tiles) < nbytes:
+            self._tiles = _new_bytes(nbytes)
         return self._tiles
 
     def arena(self, nbytes: int) -> memoryview:

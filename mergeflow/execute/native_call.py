@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mergeflow.errors import RunError
 from mergeflow.execute.files import became_shorter
-from mergeflow.execute.native_buffers import TILE_STRIDE, NativeWorkspace, address
+from mergeflow.execute.native_buffers import TILE_SKEW, NativeWorkspace, address
 from mergeflow.execute.sweep import Step, Value
 from mergeflow.graph.program import Instruction
 from mergeflow.methods.kernels.protocols import Record
@@ -36,11 +36,13 @@ class Memory:
         blocks: buffers of values that have one as long as a block.
         parts: buffers of values that have one as long as a part.
         part_elements: elements of a part.
+        tile_elements: elements of a tile: a row, where an operation needs whole rows.
     """
 
     blocks: Mapping[Value, memoryview]
     parts: Mapping[Value, memoryview]
     part_elements: int
+    tile_elements: int
 
     def bytes_of(self, value: Value, elements: int) -> memoryview:
         """The first elements of a value's buffer."""
@@ -82,7 +84,8 @@ class Call:
         self._memory = memory
         self._records = records
         self._slots = {step.result: step.slot for step in steps}
-        self._tiles = workspace.tiles(max(self._slots.values(), default=-1) + 1)
+        self._stride = memory.tile_elements * 4 + TILE_SKEW
+        self._tiles = workspace.tiles((max(self._slots.values(), default=-1) + 1) * self._stride)
         self._alive: list[object] = []  # what the structures point to
         self._steps = (native.Step * len(steps))(*[self._step(step) for step in steps])
         self._reads = (native.Read * len(reads))(*[self._read(read) for read in reads])
@@ -105,6 +108,7 @@ class Call:
             elements,
             start,
             self._memory.part_elements,
+            self._memory.tile_elements,
             ctypes.byref(error),
         )
         if failed:
@@ -120,7 +124,9 @@ class Call:
         assert step.result is not None  # a step that computes has a result
         encoded = Encoded(WIDEN) if step.kind == "widen" else self._encoded(step.number)
         narrow = step.inputs[0].dtype if step.kind == "widen" else step.result.dtype
-        numbers: NDArray[np.float32] = np.array(encoded.numbers, dtype=np.float32)
+        numbers: NDArray[np.float32 | np.int32] = np.array(encoded.numbers, dtype=np.float32)
+        if encoded.integers is not None:
+            numbers = encoded.integers
         self._alive.append(numbers)
         return native.Step(
             encoded.operation,
@@ -128,6 +134,7 @@ class Call:
             len(step.inputs),
             encoded.flag,
             encoded.index,
+            encoded.words,
             self._operand(step.result),
             self._operands(step.inputs),
             numbers.ctypes.data,
@@ -136,7 +143,7 @@ class Call:
     def _encoded(self, i: int) -> Encoded:
         instruction = self._instructions[i]
         records = [self._records[j] for j in instruction.inputs if j in self._records]
-        return NATIVE[instruction.op](records, instruction.parameters)
+        return NATIVE[instruction.op](records, instruction.parameters, self._memory.tile_elements)
 
     def _read(self, read: PlainRead) -> native.Read:
         return native.Read(self._operand(read.value), read.offset, read.descriptor, read.value.dtype.itemsize)
@@ -165,7 +172,7 @@ class Call:
             return native.Operand(address(self._memory.blocks[value]), itemsize, itemsize)
         if value in self._memory.parts:
             return native.Operand(address(self._memory.parts[value]), itemsize, 0)
-        return native.Operand(address(self._tiles) + self._slots[value] * TILE_STRIDE, 0, 0)
+        return native.Operand(address(self._tiles) + self._slots[value] * self._stride, 0, 0)
 
 
 def narrow_statistics(steps: Sequence[Step]) -> list[Step]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from mergeflow.errors import Position, Problem, Severity
 from mergeflow.methods import registry
 from mergeflow.methods.schema import Method, Parameter, Value, ValueType, _Required
+from mergeflow.recipe.fields import OPERATIONS
 from mergeflow.recipe.nearest import did_you_mean, nearest
 from mergeflow.recipe.nodes import join
 from mergeflow.recipe.records import Branch, Form, Parameters, Setting, Source, Step
@@ -21,7 +22,19 @@ from mergeflow.recipe.settings import convert
 
 def step_path(step: Step, form: Form, path: str = "") -> str:
     """The path of a step's field in the file. The one step of a mergekit file is the file."""
+    path = _as_written(step, path)
     return path if form == "mergekit" else join(f"steps.{step.name}", path) if path else f"steps.{step.name}"
+
+
+def _as_written(step: Step, path: str) -> str:
+    """A merge's field under the name it has in a step that is one operation, such as ``sparsify.density``."""
+    name = step.merge_method
+    if name not in OPERATIONS or name not in step.positions:
+        return path
+    names = {"parameters": name, "models[0].model": f"{name}.{next(iter(OPERATIONS[name].sources))}"}
+    names |= {"base_model": f"{name}.base", "merge_method": name}
+    head, dot, rest = path.partition(".")
+    return names.get(path) or names.get(head, head) + dot + rest
 
 
 def find_method(step: Step, form: Form) -> Method | Problem:

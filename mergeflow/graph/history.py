@@ -32,7 +32,7 @@ def describe_steps(recipe: Recipe, compiled: Compiled) -> dict[str, StepDescript
     return {
         step.name: StepDescription(
             method=step.merge_method,
-            settings=dict(_settings(step)),
+            settings=dict(_settings(step)) | dict(_seed(recipe, step, compiled)) | _own_method(step, compiled),
             inputs=dict(_inputs(step, compiled)),
             versions={op: OPS[op].version for op in sorted(_operations(step, compiled))},
         )
@@ -114,6 +114,21 @@ def _settings(step: Step) -> Iterator[tuple[str, str]]:
         yield from _texts(f"{entry.source}.parameters", entry.parameters)
     yield "dtype", step.dtype or _NONE
     yield "out_dtype", step.out_dtype or _NONE
+
+
+def _seed(recipe: Recipe, step: Step, compiled: Compiled) -> Iterator[tuple[str, str]]:
+    """The recipe's seed, of a step that draws random numbers."""
+    if any(OPS[op].random for op in _operations(step, compiled)):
+        yield "seed", str(recipe.seed)
+
+
+def _own_method(step: Step, compiled: Compiled) -> dict[str, str]:
+    """What a user's method is known by: its version, its package, the digest of its source."""
+    for i in compiled.results[step.name].nodes:
+        known = compiled.graph[i].parameters.get("method")
+        if isinstance(known, Mapping):
+            return {f"{known['name']}'s {field}": str(value) for field, value in known.items() if field != "name"}
+    return {}
 
 
 def _texts(path: str, parameters: Parameters) -> Iterator[tuple[str, str]]:

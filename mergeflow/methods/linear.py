@@ -15,17 +15,18 @@ NEGLIGIBLE_SUM = 1e-8
 def lower(call: Call, emit: Emit) -> Handle:
     """One weighted sum with coefficients w_i / sum(w), or w_i; ValueError when the sum to divide by is zero."""
     weights = [number(operand.parameters, "weight") for operand in call.operands]
-    divisor = _divisor(weights) if flag(call.parameters, "normalize") else 1.0
+    total = divisor(weights) if flag(call.parameters, "normalize") else 1.0
     return combine(
-        emit, [(operand.handle, weight / divisor) for operand, weight in zip(call.operands, weights, strict=True)]
+        emit, [(operand.handle, weight / total) for operand, weight in zip(call.operands, weights, strict=True)]
     )
 
 
-def _divisor(weights: list[float]) -> float:
+def divisor(weights: list[float], switch: str = "normalize") -> float:
+    """The sum of the weights; ValueError when it is zero, naming the parameter that asks to divide by it."""
     total = math.fsum(weights)
     if abs(total) <= NEGLIGIBLE_SUM * math.fsum(abs(weight) for weight in weights):
         listed = ", ".join(f"{weight:g}" for weight in weights)
-        raise ValueError(f"the weights ({listed}) sum to zero, so they cannot be normalized; set normalize: false")
+        raise ValueError(f"the weights ({listed}) sum to zero, so they cannot be normalized; set {switch}: false")
     return total
 
 

@@ -20,7 +20,7 @@ Value = bool | int | float | str
 ParameterKind = Literal["float", "int", "bool", "string"]
 Scope = Literal["shared", "input", "non_base"]
 ValueType = Literal["weights", "delta"]
-ResultType = Literal["weights", "delta", "same"]
+ResultType = Literal["weights", "delta", "same", "mixed"]
 BasePolicy = Literal["required", "optional", "ignored"]
 OpKind = Literal["pointwise", "rowwise", "whole", "statistic"]
 
@@ -44,6 +44,7 @@ class Parameter:
             same, but the base has none.
         default: the value when the recipe has none; REQUIRED when it must; None when absence has a meaning.
         minimum, maximum: bounds of the resolved value, inclusive; None for no bound.
+        choices: what a string may be; empty for anything.
     """
 
     name: str
@@ -53,10 +54,14 @@ class Parameter:
     minimum: float | None = None
     maximum: float | None = None
     meaning: str = ""
+    choices: tuple[str, ...] = ()
 
 
 # A value in the graph: an integer, and opaque to a method.
 Handle = int
+
+# How many tensors of its inputs' size the kernel of a ``whole`` operation may have alive, besides its inputs.
+WHOLE_COPIES = 10
 
 
 class Emit(Protocol):
@@ -84,12 +89,14 @@ class Call:
             its operands are deltas: then the base is a delta as they are.
         parameters: the shared parameters, resolved.
         shape: of each tensor; () for a single number.
+        seed: the recipe's, for operations that draw random numbers: it goes into their parameters, so into their key.
     """
 
     operands: tuple[Operand, ...]
     base: Handle | None
     parameters: Mapping[str, Value | None]
     shape: tuple[int, ...]
+    seed: int = 0
 
     @property
     def size(self) -> int:
@@ -103,7 +110,8 @@ class Method:
 
     `minimum` and `maximum` count the operands (the base excluded, unless the policy is ``ignored``).
     `takes` is what an operand may be; `gives` what the result is: ``same`` when every input (the base too) must be
-    of one type, and the result is of that type.
+    of one type, and the result is of that type; ``mixed`` when they need not, and the result is weights if one of them
+    is. With a base that is ``optional``, ``same`` means weights: the method works on deltas then, and adds them to it.
     """
 
     name: str
@@ -116,7 +124,7 @@ class Method:
     minimum: int = 1
     maximum: int | None = None
     takes: tuple[ValueType, ...] = ("weights",)
-    gives: ValueType | Literal["same"] = "weights"
+    gives: ResultType = "weights"
     paper: str = ""
     example: str = ""
 

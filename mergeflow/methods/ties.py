@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from mergeflow.methods.combination import combine
 from mergeflow.methods.schema import Call, Emit, Handle, Method, Operand, Parameter
+from mergeflow.methods.sparsify import keep_largest, restore_l1, survivors
 from mergeflow.methods.task_arithmetic import base_of, delta_of
-from mergeflow.methods.values import flag, number
+from mergeflow.methods.values import flag, number, text
 
 
 def lower(call: Call, emit: Emit) -> Handle:
@@ -35,10 +36,7 @@ def lower(call: Call, emit: Emit) -> Handle:
 
 def kept(operand: Operand, size: int) -> int:
     """How many of `size` elements survive: max(1, trunc(density * size)), none at density 0, all from 1 on."""
-    density = number(operand.parameters, "density")
-    if density <= 0.0:
-        return 0
-    return min(size, max(1, int(density * size)))
+    return survivors(number(operand.parameters, "density"), size)
 
 
 def trim(delta: Handle, operand: Operand, size: int, rescale: bool, emit: Emit) -> Handle:
@@ -47,11 +45,8 @@ def trim(delta: Handle, operand: Operand, size: int, rescale: bool, emit: Emit) 
     if k == size:
         return delta
 
-    threshold = emit("kth_magnitude", [delta], k=k)
-    trimmed = emit("trim", [delta, threshold])
-    if not rescale:
-        return trimmed
-    return emit("rescale", [trimmed, emit("magnitude_sum", [delta]), emit("magnitude_sum", [trimmed])])
+    trimmed = keep_largest(delta, k, emit)
+    return restore_l1(trimmed, delta, emit) if rescale else trimmed
 
 
 def elect(deltas: list[Handle], weights: list[float], call: Call, emit: Emit) -> Handle:
@@ -60,7 +55,22 @@ def elect(deltas: list[Handle], weights: list[float], call: Call, emit: Emit) ->
     normalize = flag(call.parameters, "normalize")
     if len(deltas) == 1:
         return combine(emit, [(deltas[0], scale if normalize else scale * weights[0])])
-    return emit("consensus", deltas, weights=weights, normalize=normalize, **{"lambda": scale})
+    settings: dict[str, object] = {"weights": weights, "normalize": normalize, "lambda": scale}
+    election = text(call.parameters, "election")
+    if election == "weighted":
+        return emit("consensus", deltas, **settings)
+    return emit("consensus_by", deltas, election=election, **settings)
+
+
+ELECTION = Parameter(
+    "election",
+    "string",
+    "shared",
+    "weighted",
+    meaning="whose sign wins: that of the sum of weighted task vectors (mergekit), of the unweighted ones (the paper), "
+    "or of most models (count)",
+    choices=("weighted", "unweighted", "count"),
+)
 
 
 TIES = Method(
@@ -76,6 +86,7 @@ TIES = Method(
         Parameter("normalize", "bool", "shared", True, meaning="divide by the weights of the models that agree"),
         Parameter("rescale", "bool", "shared", False, meaning="scale a trimmed task vector to its old L1 norm"),
         Parameter("lambda", "float", "shared", 1.0, meaning="factor of the merged task vector"),
+        ELECTION,
         Parameter("int8_mask", "bool", "shared", False, meaning="accepted as in mergekit; has no effect"),
     ),
     lower=lower,

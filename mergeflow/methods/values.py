@@ -55,6 +55,14 @@ def flag(parameters: Mapping[str, object], name: str) -> bool:
     return value
 
 
+def text(parameters: Mapping[str, object], name: str) -> str:
+    """The text called `name`; ValueError when it is none."""
+    value = parameters[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, not {value!r}")
+    return value
+
+
 def _finite(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, not {value!r}")

@@ -6,6 +6,7 @@ The reader and the JSON schema are both made from this table, so that an editor 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.nearest import did_you_mean, nearest, quoted
@@ -27,14 +28,50 @@ MERGE_FIELDS = {
     "dtype": "The number format of the step's result. Default: computed and kept in float32.",
     "out_dtype": "The number format in which the result is written.",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class OperationForm:
+    """A step that is one method under its own name: ``sparsify: {delta: STEP, density: 0.5}``.
+
+    `sources` are the fields that name what it reads: first its input, then (called ``base``) its base. Whatever else
+    stands beside them is a parameter of the method of the same name. `rule` says why they must be there.
+    """
+
+    meaning: str
+    sources: Mapping[str, str]
+    rule: str
+
+
+OPERATIONS: Mapping[str, OperationForm] = {
+    "task_vector": OperationForm(
+        meaning="The difference of a model and its base: a delta, not a model.",
+        sources={
+            "model": "The model (or step) that was trained.",
+            "base": "The model (or step) it was trained from.",
+        },
+        rule="a task vector is model minus base",
+    ),
+    "sparsify": OperationForm(
+        meaning="A delta of which only a share of the entries is kept.",
+        sources={"delta": "The step whose delta is thinned out."},
+        rule="it takes one delta",
+    ),
+    "scale": OperationForm(
+        meaning="A delta multiplied by a number.",
+        sources={"delta": "The step whose delta is scaled."},
+        rule="it takes one delta",
+    ),
+    "low_rank": OperationForm(
+        meaning="A delta reduced to its largest singular values.",
+        sources={"delta": "The step whose delta is reduced."},
+        rule="it takes one delta",
+    ),
+}
 STEP_FIELDS = {
     **MERGE_FIELDS,
-    "task_vector": "The difference of a model and its base: a delta, not a model.",
-    "cache": "What is kept for later runs: the step's statistics (auto), its tensors too (always) or nothing (never).",
-}
-TASK_VECTOR_FIELDS = {
-    "model": "The model (or step) that was trained.",
-    "base": "The model (or step) it was trained from.",
+    **{name: form.meaning for name, form in OPERATIONS.items()},
+    "cache": "What is kept for later runs: the step's statistics, and tensors that take long (auto), all its tensors (always) or nothing (never).",
 }
 INPUT_FIELDS = {
     "model": "A name of `models`, a step, a folder, or a hub id with an optional @revision.",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergeflow.errors import Position
 from mergeflow.recipe.cycles import find_cycles, reached, unread
-from mergeflow.recipe.fields import NATIVE_FIELDS, read_fields, read_named
+from mergeflow.recipe.fields import NATIVE_FIELDS, OPERATIONS, read_fields, read_named
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.nearest import quoted
 from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, ScalarNode, is_null, join, kind_of, positions
@@ -16,7 +16,7 @@ from mergeflow.recipe.outputs import read_outputs
 from mergeflow.recipe.records import ModelReference, Output, Scalar, Step, StepReference
 from mergeflow.recipe.references import read_reference
 from mergeflow.recipe.sources import Names
-from mergeflow.recipe.steps import StepPlace, read_step
+from mergeflow.recipe.steps import WHAT_A_STEP_IS, StepPlace, read_step
 from mergeflow.recipe.variables import NAME, read_variables, warn_of_unused
 
 VERSION = 1
@@ -136,7 +136,7 @@ def _read_steps(entries: tuple[Entry, ...], names: Names, findings: Findings) ->
     for entry in entries:
         path = join("steps", entry.key)
         if is_null(entry.node):
-            findings.error("the step is empty: it needs 'merge_method' (or 'task_vector')", entry.key_position, path)
+            findings.error(f"the step is empty: it needs {WHAT_A_STEP_IS}", entry.key_position, path)
             continue
         step = read_step(entry.node, StepPlace(entry.key, path, entry.key_position, names), findings)
         if step is not None:
@@ -156,10 +156,12 @@ def _report_cycles(steps: tuple[Step, ...], cycles: list[tuple[str, ...]], findi
 
 def _path_of_source(step: Step, name: str) -> str:
     """The field in which `step` reads the step `name`."""
+    method = step.merge_method
+    is_operation = method in OPERATIONS and method in step.positions
     for index, entry in enumerate(step.inputs):
         if entry.source == StepReference(name):
-            return "task_vector.model" if step.merge_method == "task_vector" else f"models[{index}].model"
-    return "task_vector.base" if step.merge_method == "task_vector" else "base_model"
+            return f"{method}.{next(iter(OPERATIONS[method].sources))}" if is_operation else f"models[{index}].model"
+    return f"{method}.base" if is_operation else "base_model"
 
 
 def _read_outputs(

@@ -17,15 +17,15 @@ from mergeflow.recipe.fields import (
     MISSING_IN_REFERENCES,
     MISSING_IN_STEPS,
     NATIVE_FIELDS,
+    OPERATIONS,
     OUTPUT_FIELDS,
     REFERENCE_FIELDS,
     STEP_FIELDS,
-    TASK_VECTOR_FIELDS,
     TOKENIZER_FIELDS,
 )
 from mergeflow.recipe.native import LARGEST_SEED, VERSION
 from mergeflow.recipe.settings import Kind
-from mergeflow.recipe.steps import BESIDE_TASK_VECTOR, CACHE_POLICIES
+from mergeflow.recipe.steps import BESIDE_OPERATION, CACHE_POLICIES
 from mergeflow.recipe.variables import NAME
 
 Schema = dict[str, object]
@@ -126,20 +126,28 @@ def _merge_schemas(methods: Methods) -> dict[str, Schema]:
 
 
 def _step(methods: Methods) -> Schema:
-    task_vector = {"model": _use("reference"), "base": _use("reference")}
     schemas: dict[str, Schema] = {
         **_merge_schemas(methods),
-        "task_vector": _object(TASK_VECTOR_FIELDS, task_vector, ("model", "base")),
+        **{name: _operation(name, methods) for name in OPERATIONS},
         "cache": {"anyOf": [{"enum": list(CACHE_POLICIES)}, VARIABLE]},
     }
-    beside = ("task_vector", *BESIDE_TASK_VECTOR)
+    written: list[Schema] = [{"required": [name]} for name in OPERATIONS]
+    beside: Schema = {"propertyNames": {"enum": [*OPERATIONS, *BESIDE_OPERATION]}, "oneOf": written}
     return {
         **_object(STEP_FIELDS, schemas),
-        "if": {"required": ["task_vector"]},
-        "then": {"propertyNames": {"enum": list(beside)}},
+        "if": {"anyOf": written},
+        "then": beside,
         "else": {"required": ["merge_method", "models"]},
         **_parameters_by_method(methods, closed=True),
     }
+
+
+def _operation(name: str, methods: Methods) -> Schema:
+    """The body of a step that is one method under its own name: its sources and its parameters."""
+    sources = OPERATIONS[name].sources
+    body = _object(sources, {field: _use("reference") for field in sources}, tuple(sources))
+    parameters = {parameter: _use(f"{kind}_setting") for parameter, kind in methods.get(name, ())}
+    return {**body, "properties": {**parameters, **_described(sources, dict.fromkeys(sources, _use("reference")))}}
 
 
 def _mergekit(methods: Methods) -> Schema:

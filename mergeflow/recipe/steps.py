@@ -1,9 +1,9 @@
-"""One step: a merge with mergekit's fields, or a task vector.
+"""One step: a merge with mergekit's fields, or one operation on one input, under its own name.
 
     final:                                   math_skill:
       merge_method: slerp                      task_vector: {model: math, base: base}
-      base_model: chat
-      models: [{model: chat}, {model: skills}]
+      base_model: chat                       thinned:
+      models: [{model: chat}, {model: skills}]   sparsify: {delta: math_skill, density: 0.5}
       parameters: {t: 0.5}
 
 A step is returned when its method and each of its sources could be read. Parameters and formats that could not are
@@ -21,15 +21,16 @@ from mergeflow.recipe.fields import (
     INPUT_FIELDS,
     MERGE_FIELDS,
     MISSING_IN_STEPS,
+    OPERATIONS,
     STEP_FIELDS,
-    TASK_VECTOR_FIELDS,
+    OperationForm,
     read_choice,
     read_fields,
     read_list,
     read_text_value,
 )
 from mergeflow.recipe.findings import Findings
-from mergeflow.recipe.nearest import did_you_mean, quoted
+from mergeflow.recipe.nearest import did_you_mean, nearest, quoted
 from mergeflow.recipe.nodes import BrokenNode, Entry, ListNode, MapNode, Node, ScalarNode, is_empty, join, positions
 from mergeflow.recipe.parameters import read_parameters
 from mergeflow.recipe.records import CachePolicy, Input, Parameters, Source, Step
@@ -38,7 +39,8 @@ from mergeflow.recipe.sources import Names, read_source
 CACHE_POLICIES = ("auto", "always", "never")
 # What people call the formats elsewhere; too far from our names for difflib.
 SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "fp64": "float64"}
-BESIDE_TASK_VECTOR = ("dtype", "out_dtype", "cache")
+BESIDE_OPERATION = ("dtype", "out_dtype", "cache")
+WHAT_A_STEP_IS = f"'merge_method' (or {', '.join(quoted(name) for name in OPERATIONS)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,9 @@ def read_step(node: Node, place: StepPlace, findings: Findings) -> Step | None:
     fields = read_fields(node, known, place.path, findings, MISSING_IN_STEPS)
     if not isinstance(node, MapNode):
         return None
-    if "task_vector" in fields:
-        return _read_task_vector(node, fields, place, findings)
+    operation = next((name for name in OPERATIONS if name in fields), None)
+    if operation is not None:
+        return _read_operation(operation, node, fields, place, findings)
     return _read_merge(node, fields, place, findings)
 
 
@@ -85,7 +88,7 @@ def _read_merge(node: MapNode, fields: dict[str, Entry], place: StepPlace, findi
 def _read_method(fields: dict[str, Entry], place: StepPlace, findings: Findings) -> str | None:
     if "merge_method" in fields:
         return read_text_value(fields["merge_method"].node, join(place.path, "merge_method"), findings)
-    message = "'merge_method' is missing" if place.names is None else "a step needs 'merge_method' (or 'task_vector')"
+    message = "'merge_method' is missing" if place.names is None else f"a step needs {WHAT_A_STEP_IS}"
     findings.error(message, place.position, place.path)
     return None
 
@@ -172,29 +175,53 @@ def read_dtype(node: Node, path: str, findings: Findings) -> str | None:
     return None
 
 
-def _read_task_vector(node: MapNode, fields: dict[str, Entry], place: StepPlace, findings: Findings) -> Step | None:
-    for name, entry in fields.items():
-        if name != "task_vector" and name not in BESIDE_TASK_VECTOR:
-            message = f"{quoted(name)} has no place beside 'task_vector', which takes a model and its base only"
-            findings.error(message, entry.key_position, join(place.path, name))
+def _read_operation(
+    name: str, node: MapNode, fields: dict[str, Entry], place: StepPlace, findings: Findings
+) -> Step | None:
+    """A step that is one method under its own name, as the merge of one input (and a base) that it means."""
+    for other, entry in fields.items():
+        if other != name and other not in BESIDE_OPERATION:
+            message = f"{quoted(other)} has no place beside {quoted(name)}: what it takes stands inside it"
+            findings.error(message, entry.key_position, join(place.path, other))
     formats = _read_formats(fields, place.path, findings)
-    path = join(place.path, "task_vector")
-    body = fields["task_vector"].node
-    parts = read_fields(body, TASK_VECTOR_FIELDS, path, findings)
-    sources: dict[str, Source | None] = {}
-    for name in TASK_VECTOR_FIELDS:
-        if name in parts:
-            sources[name] = read_source(parts[name].node, place.names, join(path, name), findings, place.name)
+    path, body, form = join(place.path, name), fields[name].node, OPERATIONS[name]
+    named, parameters = _split_body(body, form)
+    parts = read_fields(named, form.sources, path, findings)
+    sources: dict[str, Source] = {}
+    for field in form.sources:
+        if field in parts:
+            source = read_source(parts[field].node, place.names, join(path, field), findings, place.name)
+            sources |= {} if source is None else {field: source}
         elif isinstance(body, MapNode):
-            findings.error(f"{quoted(name)} is missing: a task vector is model minus base", body.position, path)
-    model, base = sources.get("model"), sources.get("base")
-    if model is None or base is None:
+            findings.error(f"{quoted(field)} is missing: {form.rule}", body.position, path)
+    settings = read_parameters(parameters, path, findings)
+    if len(sources) < len(form.sources):
         return None
-    where = _positions(node, place)
-    model_position, base_position = parts["model"].node.position, parts["base"].node.position
-    # The names a merge has for them, so that later checks need not know the difference.
-    where |= {"models[0]": model_position, "models[0].model": model_position, "base_model": base_position}
-    return Step(place.name, "task_vector", (Input(model, {}, model_position),), base, {}, *formats, where)
+    first, *_ = form.sources
+    read = Input(sources[first], {}, parts[first].node.position)
+    where = _positions(node, place) | _merge_positions(parts, parameters, first)
+    return Step(place.name, name, (read,), sources.get("base"), settings, *formats, where)
+
+
+def _split_body(body: Node, form: OperationForm) -> tuple[Node, MapNode]:
+    """The fields of an operation that name its sources, and those that are its parameters.
+
+    A field that is nearly one of the sources that are missing is taken for it, and reported there.
+    """
+    if not isinstance(body, MapNode):
+        return body, MapNode(body.position, ())
+    missing = [field for field in form.sources if body.entry(field) is None]
+    named = [entry for entry in body.entries if entry.key in form.sources or nearest(entry.key, missing)]
+    others = [entry for entry in body.entries if entry not in named]
+    return MapNode(body.position, tuple(named)), MapNode(body.position, tuple(others))
+
+
+def _merge_positions(parts: dict[str, Entry], parameters: MapNode, first: str) -> dict[str, Position]:
+    """The places of an operation's parts under the names a merge has for them: later checks know no difference."""
+    where = {"models[0]": parts[first].node.position, "models[0].model": parts[first].node.position}
+    if "base" in parts:
+        where["base_model"] = parts["base"].node.position
+    return where | positions(parameters, "parameters")
 
 
 def _positions(node: MapNode, place: StepPlace) -> dict[str, Position]:

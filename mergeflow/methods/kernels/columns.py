@@ -1,7 +1,7 @@
 """Operations of `span` column by column: vectors run along the first axis of a tensor, across its rows.
 
-A block holds parts of many columns and all of none, so their Gram matrices are a statistic: lists of one number for each
-column. A flat index modulo `columns` (the product of the other axes) is the column, however the tensor is cut.
+A block holds parts of many columns and all of none, so their Gram matrices are a statistic: lists of one number for
+each column. A flat index modulo `columns` (the product of the other axes) is the column, however the tensor is cut.
 
 Sums are taken as those of whole tensors are (`sums`), only that the number of lanes is a multiple of the number of
 columns; the lanes of a column are folded in halves.

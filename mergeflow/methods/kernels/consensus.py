@@ -18,12 +18,9 @@ import torch
 from torch import Tensor
 
 from mergeflow.methods.kernels.elementwise import rounded, weighed
+from mergeflow.methods.kernels.energies import SMALLEST_WEIGHT, energy_shares
 from mergeflow.methods.kernels.protocols import Record, Scratch
 from mergeflow.methods.values import flag, number, numbers, text, whole
-
-# mergekit's bounds for SCE: less energy than this in all is taken for noise, and no element is divided by less.
-SMALLEST_ENERGY = 1e-6
-SMALLEST_WEIGHT = 1e-6
 
 
 def consensus(
@@ -96,17 +93,6 @@ def sce(
         out.add_(torch.mul(values, weight, out=product))
     torch.div(out, _weight_that_agrees(agreeing, weights, product).clamp_(min=rounded(SMALLEST_WEIGHT, out)), out=out)
     _flip(out, signs, out)
-
-
-def energy_shares(grams: Sequence[Record], size: int) -> list[float]:
-    """mean(D_i^2) of each model by the sum of them all; equal shares where that sum is below 1e-6."""
-    energies = []
-    for record in grams:
-        gram = record["gram"]
-        assert isinstance(gram, Sequence)  # what the statistic of that name makes
-        energies.append(gram[0] / size)
-    total = math.fsum(energies) if all(math.isfinite(energy) for energy in energies) else math.nan
-    return [1.0 / len(energies) if total < SMALLEST_ENERGY else energy / total for energy in energies]
 
 
 def _votes(blocks: Sequence[Tensor], weights: Sequence[float], scratch: Scratch) -> list[Tensor]:

@@ -30,43 +30,14 @@ and masking are two operations. 64-bit words pay because one makes two numbers.
 
 from __future__ import annotations
 
-import hashlib
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-BITS = 24
-HALF = 2**31
-LEAST_CHANGES_OF_STEP = 24
+from mergeflow.methods.kernels.streams import NUMBERS, Stream
 
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 SHIFTS = (30, 27, 31)
 _WRAP = 2**64
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """The numbers of one tensor under one seed: `start` and `step` in [0, 2^64), the step odd."""
-
-    start: int
-    step: int
-
-
-def stream_of(seed: int, key: str) -> Stream:
-    """The stream of the tensor known by `key`, under a seed."""
-    digest = hashlib.blake2b(f"mergeflow random 1\n{seed}\n{key}".encode(), digest_size=16).digest()
-    start, step = (int.from_bytes(digest[at : at + 8], "little") for at in (0, 8))
-    step |= 1
-    if (step ^ (step >> 1)).bit_count() < LEAST_CHANGES_OF_STEP:
-        step ^= 0xAAAAAAAAAAAAAAAA
-    return Stream(start, step)
-
-
-def bound(probability: float) -> int:
-    """The largest v that is kept with this probability, 0 < probability <= 1; exact."""
-    return 256 * math.ceil(probability * 2**BITS) - HALF - 1
 
 
 def random_integers(stream: Stream, start: int, count: int, buffers: tuple[Tensor, Tensor]) -> Tensor:
@@ -92,13 +63,13 @@ def uniform(stream: Stream, start: int, count: int) -> Tensor:
     """u of the elements [start, start + count), float32 (count,) in new memory: what the integers stand for."""
     buffers = (torch.empty(count), torch.empty(count))
     integers = random_integers(stream, start, count, buffers)
-    return (torch.bitwise_right_shift(integers, 8) + 2 ** (BITS - 1)).float() / 2**BITS
+    return (torch.bitwise_right_shift(integers, 8) + NUMBERS // 2).float() / NUMBERS
 
 
 def _fold(z: Tensor, shift: int, spare: Tensor) -> Tensor:
     """z = z xor (z >> shift), zeros shifted in; all (n,) int64."""
     torch.bitwise_right_shift(z, shift, out=spare)
-    spare.bitwise_and_(2 ** (64 - shift) - 1)
+    spare.bitwise_and_((1 << (64 - shift)) - 1)
     return z.bitwise_xor_(spare)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mergeflow.methods.kernels.order_statistics import TorchMagnitudes
 from mergeflow.methods.kernels.protocols import Record, Scratch
-from mergeflow.methods.kernels.rank_search import MOST_HELD, SMALL, RankSearch
+from mergeflow.methods.kernels.rank_search import MOST_HELD
+from mergeflow.methods.kernels.share_search import ShareSearch
 from mergeflow.methods.kernels.trimming import trim
 from mergeflow.methods.values import number
 
@@ -62,76 +61,34 @@ def select(
 
 
 class LargestShare:
-    """The k-th largest |X|, k = trunc(share * the number of entries that are not 0): as `KthMagnitude`'s record.
-
-    Where k is 0, nothing is to be kept: threshold infinity, cut -1. The product is rounded to float32, as mergekit's
-    is. k is known when the first pass has counted; until then the bracket is placed by what the sample says of it.
-    """
+    """The k-th largest |X|, k = trunc(share * the number of entries that are not 0): as `KthMagnitude`'s record."""
 
     def __init__(self, size: int, parameters: Mapping[str, object], most_held: int = MOST_HELD) -> None:
-        self._size = size
-        self._share = number(parameters, "share")
-        self._most_held = most_held
-        self._sample: np.ndarray[tuple[int, ...], np.dtype[np.floating]] = np.empty(0, dtype=np.float32)
-        self._search: RankSearch | None = None
-        self._present = 0
-        self._is_counted = False
-        self._record: Record | None = {"threshold": math.inf, "cut": -1} if size == 0 else None
+        self._search = ShareSearch(size, number(parameters, "share"), most_held)
 
     @property
     def needs_sample(self) -> bool:
         """Small tensors need none."""
-        return self._record is None and self._size > SMALL
+        return self._search.needs_sample
 
     @property
     def wanted(self) -> range:
         """What the next pass must bring."""
-        return range(self._size) if self._search is None else self._search.wanted
+        return self._search.wanted
 
     def sample(self, blocks: Sequence[Tensor]) -> None:
         """Takes a sample (s,) of the tensor, in rising order of index."""
         (block,) = blocks
-        self._sample = block.abs().cpu().numpy()
+        self._search.sample(block.abs().cpu().numpy())
 
     def update(self, start: int, blocks: Sequence[Tensor], scratch: Scratch) -> None:
         """Takes one block (n,)."""
         (block,) = blocks
-        if self._record is not None:
-            return
-        if not self._is_counted:
-            self._present += int(torch.count_nonzero(block))
-        if self._search is None:
-            self._search = self._begin(is_all=block.numel() == self._size)
-        if self._search is not None:
-            self._search.update(start, TorchMagnitudes(block, scratch))
+        self._search.update(start, TorchMagnitudes(block, scratch))
 
     def finish(self) -> Record | None:
         """The record; None when `wanted` must be read (again)."""
-        if self._record is None and not self._is_counted:
-            self._is_counted = True
-            if self._count(self._present) == 0:
-                self._record = {"threshold": math.inf, "cut": -1}
-            elif self._search is not None:
-                self._search.aim(self._count(self._present))
-        if self._record is None and self._search is not None:
-            self._record = self._search.finish()
-        return self._record
-
-    def _begin(self, *, is_all: bool) -> RankSearch | None:
-        """The search for the rank that is known, or for the one the sample says; None when nothing is looked for."""
-        present = self._present
-        if not is_all:
-            share = np.count_nonzero(self._sample) / len(self._sample) if len(self._sample) else 1.0
-            present = round(share * self._size)
-        rank = self._count(present)
-        if rank == 0 and is_all:
-            return None
-        search = RankSearch(self._size, min(max(rank, 1), max(self._size - 1, 1)), self._most_held)
-        search.sample(self._sample)
-        return search
-
-    def _count(self, present: int) -> int:
-        return min(present, int(np.float32(present) * np.float32(self._share)))
+        return self._search.finish()
 
 
 def _as_float64(buffer: Tensor, count: int) -> Tensor:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mergeflow.methods.kernels.counter_random import bound, random_integers, stream_of
+from mergeflow.methods.kernels.counter_random import random_integers
 from mergeflow.methods.kernels.protocols import Record, Scratch
+from mergeflow.methods.kernels.streams import bound, stream_of
 from mergeflow.methods.values import number, text, whole
 
 

@@ -1,8 +1,8 @@
 """Matrix products that are the same to the last bit on every machine.
 
-A library multiplies matrices in an order of its own, and rounding makes the order show. So matrices are cut into slices
-of whole numbers (Ozaki et al., 2012), so short that every sum of their products is below 2^53 and exact in float64: then
-any order, any number of threads, any device gives the same.
+A library multiplies matrices in an order of its own, and rounding makes the order show. So matrices are cut into
+slices of whole numbers (Ozaki et al., 2012), so short that every sum of their products is below 2^53 and exact in
+float64: then any order, any number of threads, any device gives the same.
 
     A = (A_0 + A_1 / 2^a) * scale + rest       B = (B_0 + B_1 / 2^b) * scale + rest       |A_0| <= 2^a, |B_0| <= 2^b
     A B = (A_0 B_0 + A_0 B_1 / 2^b + A_1 B_0 / 2^a) * scales
@@ -32,7 +32,7 @@ class Sliced:
     bits: int
 
     @property
-    def T(self) -> Sliced:
+    def transposed(self) -> Sliced:
         """Its transpose, over the same memory."""
         return Sliced(self.high.T, self.low.T, self.scale, self.bits)
 
@@ -45,7 +45,16 @@ def sliced(matrix: Tensor) -> Sliced:
 def product(left: Tensor | Sliced, right: Tensor) -> Tensor:
     """A B of (m, n) and (n, p), as float64; both finite."""
     a = left if isinstance(left, Sliced) else sliced(left)
-    b = _sliced(right, _EXACT_BITS - _bits_of(len(right)) - a.bits)
+    return _product(a, _sliced(right, _EXACT_BITS - _bits_of(len(right)) - a.bits))
+
+
+def gram(matrix: Tensor) -> Tensor:
+    """A'A of a finite matrix (m, n), as float64 (n, n)."""
+    a = sliced(matrix)
+    return _product(a.transposed, a)
+
+
+def _product(a: Sliced, b: Sliced) -> Tensor:
     result = a.low @ b.high
     result *= 2.0**-a.bits
     result += (a.high @ b.low).mul_(2.0**-b.bits)

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mergeflow.methods.kernels.elementwise import rounded
 from mergeflow.methods.kernels.exponential import exp_, log_
 from mergeflow.methods.kernels.protocols import Record, Scratch
 from mergeflow.methods.kernels.rows import row_sums, some_rows
@@ -77,7 +78,9 @@ def fuse(
     """R = X where I >= h, else B, over the blocks X, B, I (n,); a NaN in X or B stays."""
     other, base, weighed = blocks
     bound = _bound(*(real(record, "threshold") for record in records))
-    mask = torch.ge(weighed, _rounded_up(bound, weighed.dtype), out=scratch(0))
+    # Rounded as importances were: what reaches the bound exactly still does. (Changes of bfloat16 models are small
+    # multiples of one step, so in a row an importance often is 1.5 times another.)
+    mask = torch.ge(weighed, rounded(bound, weighed), out=scratch(0))
 
     # Products with 0 and 1 are exact, so this is a selection, ten times as fast as one.
     torch.mul(other, mask, out=out)
@@ -87,11 +90,3 @@ def fuse(
 
 def _bound(lower: float, median: float, upper: float) -> float:
     return median + OUTLIER_RANGES * (upper - lower)
-
-
-def _rounded_up(bound: float, dtype: torch.dtype) -> float:
-    """The smallest number of the format that is not below `bound`: what reaches one reaches the other."""
-    nearest = torch.tensor(bound, dtype=dtype)
-    if float(nearest) < bound:
-        nearest = torch.nextafter(nearest, torch.tensor(torch.inf, dtype=dtype))
-    return float(nearest)

@@ -2,13 +2,13 @@
 
     D = sum(s_i u_i v_i')        R = the sum of its largest terms        (Eckart and Young, 1936)
 
-R is D projected on the space of the v_i that stay, so that is what is looked for: in a large matrix by iterating from a
-random subspace a little larger than is asked for (Halko, Martinsson and Tropp, 2011), until the share of D's energy
-(the sum of squares) in it grows no more; in a small matrix from D'D itself. `exact_products` and `symmetric` make it the
-same on every machine, and the random start is always the same.
+R is D projected on the space of the v_i that stay, so that is what is looked for: in a large matrix by iterating from
+a random subspace a little larger than is asked for (Halko, Martinsson and Tropp, 2011), until the share of D's energy
+(the sum of squares) in it grows no more; in a small matrix from D'D itself. `exact_products`, `orthonormal` and
+`symmetric` make it the same on every machine, and the random start is always the same.
 
-Where more than LARGEST_SUBSPACE directions must be found, the eigenvectors of D'D come from LAPACK instead, which is many
-times faster there; then, and only then, the last bits of R depend on the library.
+Where more than LARGEST_SUBSPACE directions must be found, or half of all, the eigenvectors of D'D come from LAPACK
+instead, which is many times faster there; then, and only then, the last bits of R depend on the library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergeflow.methods.kernels.exact_products import product, sliced
+from mergeflow.methods.kernels.exact_products import gram, product, sliced
 from mergeflow.methods.kernels.orthonormal import orthonormal
 from mergeflow.methods.kernels.protocols import Record
 from mergeflow.methods.kernels.rows import row_sums
@@ -104,7 +104,7 @@ def _projected(matrix: Tensor, directions: Tensor) -> Tensor:
 
 
 def _principal(matrix: Tensor, count: int) -> tuple[Energies, Tensor]:
-    """Energies (k,) and directions (n, k) of the largest singular values of (m, n), m >= n; k is at least `count`, or n."""
+    """Energies (k,) and directions (n, k) of the largest singular values of (m, n), m >= n; k >= `count`, or n."""
     size = matrix.shape[1]
     if size <= SMALL:
         return _all_directions(matrix)
@@ -114,27 +114,28 @@ def _principal(matrix: Tensor, count: int) -> tuple[Energies, Tensor]:
 
 
 def _all_directions(matrix: Tensor) -> tuple[Energies, Tensor]:
-    values, vectors = eigen(product(matrix.T, matrix).cpu().numpy())
+    values, vectors = eigen(gram(matrix).cpu().numpy())
     return np.maximum(values, 0.0), torch.from_numpy(vectors).to(matrix.device)
 
 
 def _by_library(matrix: Tensor) -> tuple[Energies, Tensor]:
-    values, vectors = torch.linalg.eigh(product(matrix.T, matrix).cpu())
+    values, vectors = torch.linalg.eigh(gram(matrix).cpu())
     return values.flip(0).clamp_(min=0.0).numpy(), vectors.flip(1).to(matrix.device)
 
 
 def _by_iteration(matrix: Tensor, count: int) -> tuple[Energies, Tensor]:
     slices = sliced(matrix)
-    basis = orthonormal(product(slices.T, _start(matrix.shape[0], count + OVERSAMPLING).to(matrix.device)))
+    start = _start(matrix.shape[0], count + OVERSAMPLING).to(matrix.device)
+    basis = orthonormal(product(slices.transposed, start))
     before = 0.0
     for _ in range(MOST_ITERATIONS):
         images = product(slices, basis)  # (m, k)
-        seen = product(images.T, images)  # (k, k)
+        seen = gram(images)  # (k, k)
         found = math.fsum(seen.diagonal().tolist())
         if found <= before * (1.0 + STEADY):
             break
         before, best, best_seen = found, basis, seen
-        basis = orthonormal(product(slices.T, orthonormal(images)))
+        basis = orthonormal(product(slices.transposed, orthonormal(images)))
     energies, turns = eigen(best_seen.cpu().numpy())
     directions = product(best, torch.from_numpy(turns).to(matrix.device))
     return np.maximum(energies[:count], 0.0), directions[:, :count]

@@ -12,15 +12,14 @@ the sorted row to where its entry came from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mergeflow.methods.kernels.counter_random import BITS, HALF, random_integers, stream_of
+from mergeflow.methods.kernels.chances import bounds, keep_probabilities
+from mergeflow.methods.kernels.counter_random import random_integers
 from mergeflow.methods.kernels.protocols import Record, Scratch
+from mergeflow.methods.kernels.streams import stream_of
 from mergeflow.methods.values import flag, number, text, whole
 
 # Rows are sorted some at a time, so that what is sorted stays in the processor's cache.
@@ -46,14 +45,14 @@ def magprune(
     rows, columns = delta.shape
     density, epsilon = number(parameters, "density"), number(parameters, "epsilon")
     chances = keep_probabilities(columns, density, epsilon)
-    bounds = torch.from_numpy(_bounds(chances)).to(delta.device)
+    largest = torch.from_numpy(bounds(chances)).to(delta.device)
     divisors = torch.from_numpy(chances).to(delta) if flag(parameters, "divide") else None
 
     placed = _integers(scratch(2), rows * columns).view(rows, columns)
     for first in range(0, rows, max(1, SORTED_AT_ONCE // columns)):
         some = slice(first, min(rows, first + max(1, SORTED_AT_ONCE // columns)))
         order = descending_order(delta[some])
-        placed[some].scatter_(1, order, bounds.expand(order.shape))
+        placed[some].scatter_(1, order, largest.expand(order.shape))
         if divisors is not None:
             scratch(3)[some].scatter_(1, order, divisors.expand(order.shape))
 
@@ -63,15 +62,6 @@ def magprune(
     torch.mul(out, delta, out=out)
     if divisors is not None:
         torch.div(out, scratch(3), out=out)
-
-
-@lru_cache(maxsize=8)
-def keep_probabilities(columns: int, density: float, epsilon: float) -> NDArray[np.float64]:
-    """p by place in a row of `columns` entries, the largest magnitude first, float64 (columns,)."""
-    if columns == 1:
-        return np.full(1, density)
-    ranks_below = np.arange(columns - 1, -1, -1, dtype=np.float64)
-    return (density - epsilon) + 2.0 * epsilon * (ranks_below / (columns - 1))
 
 
 def descending_order(values: Tensor) -> Tensor:
@@ -87,12 +77,6 @@ def descending_order(values: Tensor) -> Tensor:
     keys.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[1]))
     keys.numpy().sort(axis=-1)  # vectorised, unlike torch's
     return keys.bitwise_and_(INDEX_BITS)
-
-
-def _bounds(chances: NDArray[np.float64]) -> NDArray[np.int32]:
-    """`counter_random.bound` of each probability (columns,)."""
-    bounds: NDArray[np.int32] = (256.0 * np.ceil(chances * 2**BITS) - (HALF + 1)).astype(np.int32)
-    return bounds
 
 
 def _integers(buffer: Tensor, count: int) -> Tensor:

@@ -67,6 +67,9 @@ class TorchMagnitudes:
     def compare(self, begin: int, end: int, low: float, high: float) -> Counts:
         return _compare(self._magnitudes(begin, end), low, high)
 
+    def count_present(self) -> int:
+        return int(torch.count_nonzero(self._block))
+
     def _magnitudes(self, begin: int, end: int) -> Tensor:
         return torch.abs(self._block[begin:end], out=self._scratch(0)[: end - begin])
 

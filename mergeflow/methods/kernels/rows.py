@@ -72,7 +72,7 @@ def of_rows(span: Span) -> RowwiseKernel:
     ) -> None:
         found = [span({"gram": gram}, parameters) for gram in row_grams(blocks)]
         coefficients = torch.tensor(found, dtype=torch.float64).to(out)  # (rows, k)
-        add_weighed_by(blocks, coefficients.split(1, dim=1), out, scratch(0))
+        add_weighed_by(blocks, list(coefficients.T.unsqueeze(-1)), out, scratch(0))
 
     return kernel
 

@@ -40,7 +40,7 @@ def eigen(matrix: Matrix) -> tuple[Matrix, Matrix]:
 
 
 def _rounds(count: int) -> Iterator[tuple[Places, Places]]:
-    """Every pair of `count` rows once, as rounds of pairs that share no row: a tournament where the first stays seated."""
+    """Every pair of rows once, in rounds of pairs that share no row: a tournament in which the first stays seated."""
     seats = np.arange(count)
     for _ in range(count - 1):
         yield seats[: count // 2], seats[count // 2 :][::-1]

@@ -15,8 +15,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define INTERFACE 1 /* library.py */
+#define INTERFACE 2 /* library.py */
 #define TILE 1024
+#define MOST_TILE 32768 /* where an operation needs whole rows, a tile is a row */
 #define MOST_OPERANDS 64
 
 /* One binary for every x86-64 processor: the loader picks the version of each loop. */
@@ -28,7 +29,21 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
-enum operation { WIDEN, CAST, SUBTRACT, ADD, WEIGHTED_SUM, TRIM, CONSENSUS };
+enum operation {
+    WIDEN,
+    CAST,
+    SUBTRACT,
+    ADD,
+    WEIGHTED_SUM,
+    TRIM,
+    CONSENSUS,
+    TRIM_OUTLIERS,
+    DROP,
+    MAGPRUNE,
+    VARIANCE,
+    SELECT,
+    SCE,
+};
 
 /* Where an operand lies. A tile's own buffer is the same for every tile; a part's buffer is `near` bytes further for
    each element within the part, and a block's also `far` bytes for each element before the part. */
@@ -59,6 +74,7 @@ struct step {
     int32_t count; /* of inputs */
     int32_t flag;
     int64_t index;
+    uint64_t words[2];
     struct operand out;
     const struct operand *inputs;
     const float *numbers;
@@ -171,13 +187,140 @@ HOT static void keep_above(const float *restrict in, float bound, float *restric
         out[i] = in[i] >= -bound && in[i] <= bound ? 0.0f : in[i];
 }
 
-/* numbers: the bound up to the element `index` (and with it), the bound after it. */
-static void trim(const struct step *step, const float *in, float *out, int64_t start, int64_t n)
+/* numbers: the bound up to the element `cut` (and with it), the bound after it. */
+static void trim(const float *numbers, int64_t cut, const float *in, float *out, int64_t start, int64_t n)
 {
-    int64_t before = step->index + 1 - start;
+    int64_t before = cut + 1 - start;
     before = before < 0 ? 0 : before > n ? n : before;
-    keep_above(in, step->numbers[0], out, before);
-    keep_above(in + before, step->numbers[1], out + before, n - before);
+    keep_above(in, numbers[0], out, before);
+    keep_above(in + before, numbers[1], out + before, n - before);
+}
+
+/* numbers and index: of the entries kept; numbers + 2 and words[0]: of the outliers among them. */
+static void trim_outliers(const struct step *step, const float *in, float *out, int64_t start, int64_t n)
+{
+    float kept[MOST_TILE], largest[MOST_TILE];
+    trim(step->numbers, step->index, in, kept, start, n);
+    trim(step->numbers + 2, (int64_t)step->words[0], in, largest, start, n);
+    subtract(kept, largest, out, n);
+}
+
+HOT static void times_sign(const float *restrict signs, const float *restrict in, float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)((signs[i] > 0.0f) - (signs[i] < 0.0f)) * in[i];
+}
+
+static void select_by(const struct step *step, const float *in, const float *variance, float *out, int64_t start,
+                      int64_t n)
+{
+    float largest[MOST_TILE];
+    trim(step->numbers, step->index, variance, largest, start, n);
+    times_sign(largest, in, out, n);
+}
+
+/* Word j of a stream: kernels/counter_random.py. */
+static inline uint64_t random_word(uint64_t start, uint64_t step, uint64_t j)
+{
+    uint64_t z = start + (j + 1) * step;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+/* The random integers of the elements [start, start + n). */
+HOT static void random_integers(const uint64_t *stream, int64_t start, int32_t *restrict out, int64_t n)
+{
+    int64_t i = 0;
+    if (start % 2 && n)
+        out[i++] = (int32_t)(random_word(stream[0], stream[1], (uint64_t)start / 2) >> 32);
+    uint64_t first = (uint64_t)(start + i) / 2;
+    int64_t pairs = (n - i) / 2;
+    for (int64_t j = 0; j < pairs; j++) {
+        uint64_t word = random_word(stream[0], stream[1], first + (uint64_t)j);
+        out[i + 2 * j] = (int32_t)word;
+        out[i + 2 * j + 1] = (int32_t)(word >> 32);
+    }
+    if ((n - i) % 2)
+        out[n - 1] = (int32_t)random_word(stream[0], stream[1], first + (uint64_t)pairs);
+}
+
+HOT static void keep_up_to(const int32_t *restrict random, int32_t bound, const float *restrict in,
+                           float *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(random[i] <= bound) * in[i];
+}
+
+/* words: the stream; index: the largest integer that is kept. */
+static void drop(const struct step *step, const float *in, float *out, int64_t start, int64_t n)
+{
+    int32_t random[MOST_TILE];
+    random_integers(step->words, start, random, n);
+    keep_up_to(random, (int32_t)step->index, in, out, n);
+}
+
+#define BUCKET_SHIFT 19
+#define BUCKETS 4096 /* of magnitudes: the exponent and four bits more */
+
+static inline uint32_t magnitude_of(float value)
+{
+    return bits_of(value) & 0x7fffffff;
+}
+
+/* How many entries of the same bucket are larger than entry i, or equal and before it. */
+static int32_t larger_in_bucket(const float *in, int64_t i, int64_t n)
+{
+    uint32_t own = magnitude_of(in[i]);
+    int32_t count = 0;
+    for (int64_t j = 0; j < n; j++) {
+        uint32_t other = magnitude_of(in[j]);
+        count += (other >> BUCKET_SHIFT == own >> BUCKET_SHIFT) & ((other > own) | ((other == own) & (j < i)));
+    }
+    return count;
+}
+
+/* One row (kernels/magprune.py). words: the stream; bounds: the largest integer that is kept, by the entry's place in
+   falling order of magnitude. Nearly always all places of a bucket agree on an entry, and its own need not be found. */
+HOT static void magprune(const uint64_t *stream, const int32_t *restrict bounds, const float *restrict in,
+                         float *restrict out, int64_t start, int64_t n)
+{
+    int32_t random[MOST_TILE], first[BUCKETS] = {0}, last[BUCKETS];
+    random_integers(stream, start, random, n);
+    for (int64_t i = 0; i < n; i++)
+        first[magnitude_of(in[i]) >> BUCKET_SHIFT]++;
+    for (int32_t bucket = BUCKETS - 1, place = 0; bucket >= 0; bucket--) {
+        int32_t count = first[bucket];
+        first[bucket] = place;
+        place += count;
+        last[bucket] = place - 1;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bucket = magnitude_of(in[i]) >> BUCKET_SHIFT;
+        int keep = random[i] <= bounds[last[bucket]];
+        if (!keep && random[i] <= bounds[first[bucket]])
+            keep = random[i] <= bounds[first[bucket] + larger_in_bucket(in, i, n)];
+        out[i] = (float)keep * in[i];
+    }
+}
+
+HOT static void variance(const float *const *in, int count, float *restrict out, int64_t n)
+{
+    double mean[MOST_TILE], total[MOST_TILE];
+    memset(mean, 0, (size_t)n * 8);
+    memset(total, 0, (size_t)n * 8);
+    for (int k = 0; k < count; k++)
+        for (int64_t i = 0; i < n; i++)
+            mean[i] += in[k][i];
+    for (int64_t i = 0; i < n; i++)
+        mean[i] /= count;
+    for (int k = 0; k < count; k++)
+        for (int64_t i = 0; i < n; i++) {
+            double off = in[k][i] - mean[i];
+            total[i] += off * off;
+        }
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(total[i] / count);
 }
 
 HOT static void flip(const float *restrict in, const uint32_t *restrict signs, float *restrict out, int64_t n)
@@ -220,8 +363,8 @@ static void consensus(const struct step *step, const float *const *in, float *ou
 {
     int count = step->count;
     const float *weights = step->numbers;
-    uint32_t signs[TILE];
-    float vote[TILE], weight[TILE], least = weights[0], lambda = weights[count];
+    uint32_t signs[MOST_TILE];
+    float vote[MOST_TILE], weight[MOST_TILE], least = weights[0], lambda = weights[count];
 
     weighted_sum(in, weights, count, vote, n);
     sign_bits(vote, signs, n);
@@ -238,6 +381,39 @@ static void consensus(const struct step *step, const float *const *in, float *ou
         memcpy(vote, out, (size_t)n * 4);
         scale(vote, lambda, out, n);
     }
+}
+
+HOT static void add_to(const float *restrict in, float *restrict total, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        total[i] = total[i] + in[i];
+}
+
+HOT static void join_weighed(const float *restrict in, const uint32_t *restrict signs, float factor, int first,
+                             float *restrict total, float *restrict weight, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float flipped = float_of(bits_of(in[i]) ^ signs[i]);
+        float agreeing = flipped < 0.0f ? 0.0f : flipped;
+        float mask = (float)((agreeing > 0.0f) - (agreeing < 0.0f));
+        total[i] = (first ? 0.0f : total[i]) + factor * agreeing;
+        weight[i] = first ? factor * mask : weight[i] + factor * mask;
+    }
+}
+
+/* numbers: a weight per model, then the least that is divided by. */
+static void sce(const struct step *step, const float *const *in, float *out, int64_t n)
+{
+    uint32_t signs[MOST_TILE];
+    float total[MOST_TILE], weight[MOST_TILE];
+    memcpy(total, in[0], (size_t)n * 4);
+    for (int k = 1; k < step->count; k++)
+        add_to(in[k], total, n);
+    sign_bits(total, signs, n);
+    for (int k = 0; k < step->count; k++)
+        join_weighed(in[k], signs, step->numbers[k], k == 0, total, weight, n);
+    divide(total, weight, step->numbers[step->count], n);
+    flip(total, signs, out, n);
 }
 
 static char *place(const struct operand *operand, int64_t part, int64_t tile)
@@ -279,7 +455,25 @@ static void run_step(const struct step *step, int64_t part, int64_t tile, int64_
         weighted_sum(in, step->numbers, step->count, (float *)out, n);
         break;
     case TRIM:
-        trim(step, in[0], (float *)out, start, n);
+        trim(step->numbers, step->index, in[0], (float *)out, start, n);
+        break;
+    case TRIM_OUTLIERS:
+        trim_outliers(step, in[0], (float *)out, start, n);
+        break;
+    case DROP:
+        drop(step, in[0], (float *)out, start, n);
+        break;
+    case MAGPRUNE:
+        magprune(step->words, (const int32_t *)step->numbers, in[0], (float *)out, start, n);
+        break;
+    case VARIANCE:
+        variance(in, step->count, (float *)out, n);
+        break;
+    case SELECT:
+        select_by(step, in[0], in[1], (float *)out, start, n);
+        break;
+    case SCE:
+        sce(step, in, (float *)out, n);
         break;
     case CONSENSUS:
         consensus(step, in, (float *)out, n);
@@ -429,30 +623,38 @@ static void add_pairs(double *totals, const char *const *blocks, int32_t dtype, 
     }
 }
 
-/* Dot products of `count` blocks, added to `totals` (a row of `width` lanes for each pair i <= j), or magnitudes of one.
-
-   The blocks start at a multiple of `width` elements of their tensor. A tile of lanes takes all its rows of the block
-   before the next one, so that its totals stay in the first cache; a lane still adds its elements in rising order. */
-static void add_sums(double *totals, const char *const *blocks, const int32_t *dtypes, int32_t count, int32_t products,
-                     int64_t width, int64_t elements)
+/* The lanes [lane, lane + n) of the elements from `at` on, once. */
+static void add_run(const struct sums *sums, const char *const *blocks, int64_t at, int64_t lane, int64_t n)
 {
     float buffers[MOST_GRAM][LANE_TILE];
     const float *in[MOST_GRAM];
-    if (products && count == 2 && dtypes[0] == dtypes[1] && dtypes[0] != FLOAT16) {
-        add_pairs(totals, blocks, dtypes[0], width, elements);
+    for (int64_t done = 0; done < n; done += LANE_TILE) {
+        int64_t m = n - done < LANE_TILE ? n - done : LANE_TILE;
+        double *total = sums->totals + lane + done;
+        for (int k = 0; k < sums->count; k++)
+            in[k] = widened(blocks[k], sums->dtypes[k], at + done, buffers[k], m);
+        if (sums->products)
+            add_all_products(in, sums->count, total, sums->width, m);
+        else
+            add_magnitudes(in[0], total, m);
+    }
+}
+
+/* Adds a part that begins at element `start` of its tensor: element i belongs to the lane i modulo `width`, and a lane
+   adds its elements in rising order. */
+static void add_sums(const struct sums *sums, const char *const *blocks, int64_t start, int64_t elements)
+{
+    const int32_t *dtypes = sums->dtypes;
+    if (sums->products && sums->count == 2 && dtypes[0] == dtypes[1] && dtypes[0] != FLOAT16 &&
+        start % sums->width == 0) {
+        add_pairs(sums->totals, blocks, dtypes[0], sums->width, elements);
         return;
     }
-    for (int64_t lane = 0; lane < width; lane += LANE_TILE) {
-        int64_t n = width - lane < LANE_TILE ? width - lane : LANE_TILE;
-        for (int64_t row = lane; row < elements; row += width) {
-            int64_t m = elements - row < n ? elements - row : n;
-            for (int k = 0; k < count; k++)
-                in[k] = widened(blocks[k], dtypes[k], row, buffers[k], m);
-            if (products)
-                add_all_products(in, count, totals + lane, width, m);
-            else
-                add_magnitudes(in[0], totals + lane, m);
-        }
+    for (int64_t at = 0; at < elements;) {
+        int64_t lane = (start + at) % sums->width, rest = elements - at;
+        int64_t n = rest < sums->width - lane ? rest : sums->width - lane;
+        add_run(sums, blocks, at, lane, n);
+        at += n;
     }
 }
 
@@ -477,15 +679,15 @@ static int read_all(const struct read *read, int64_t part, int64_t start, int64_
    file ended. */
 EXPORT int32_t mergeflow_run(const struct read *reads, int32_t read_count, const struct step *steps, int32_t step_count,
                              const struct sums *sums, int32_t sums_count, int64_t elements, int64_t start,
-                             int64_t part_elements, int32_t *error)
+                             int64_t part_elements, int64_t tile_elements, int32_t *error)
 {
     for (int64_t part = 0; part < elements; part += part_elements) {
         int64_t length = elements - part < part_elements ? elements - part : part_elements;
         for (int32_t r = 0; r < read_count; r++)
             if ((*error = read_all(&reads[r], part, start + part, length)) != 0)
                 return r + 1;
-        for (int64_t tile = 0; tile < length; tile += TILE) {
-            int64_t n = length - tile < TILE ? length - tile : TILE;
+        for (int64_t tile = 0; tile < length; tile += tile_elements) {
+            int64_t n = length - tile < tile_elements ? length - tile : tile_elements;
             for (int32_t s = 0; s < step_count; s++)
                 run_step(&steps[s], part, tile, n, start + part + tile);
         }
@@ -493,7 +695,7 @@ EXPORT int32_t mergeflow_run(const struct read *reads, int32_t read_count, const
             const char *blocks[MOST_GRAM];
             for (int k = 0; k < sums[s].count; k++)
                 blocks[k] = place(&sums[s].inputs[k], part, 0);
-            add_sums(sums[s].totals, blocks, sums[s].dtypes, sums[s].count, sums[s].products, sums[s].width, length);
+            add_sums(&sums[s], blocks, start + part, length);
         }
     }
     return 0;

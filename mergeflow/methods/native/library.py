@@ -12,9 +12,10 @@ from functools import cache
 from pathlib import Path
 
 # Counts up with blocks.c whenever a structure or a function's arguments change: an old build is not called.
-INTERFACE = 1
+INTERFACE = 2
 
 TILE = 1024
+MOST_TILE = 32768
 
 # Set to "0" to compute everything with torch: for comparing the two.
 SWITCH = "MERGEFLOW_NATIVE"
@@ -56,6 +57,7 @@ class Step(ctypes.Structure):
         ("count", _INT),
         ("flag", _INT),
         ("index", _LONG),
+        ("words", ctypes.c_uint64 * 2),
         ("out", Operand),
         ("inputs", ctypes.POINTER(Operand)),
         ("numbers", _POINTER),
@@ -78,6 +80,7 @@ _SIGNATURES = {
             _INT,
             ctypes.POINTER(Sums),
             _INT,
+            _LONG,
             _LONG,
             _LONG,
             _LONG,

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from mergeflow.methods.kernels.lanes import LANES, fold
 from mergeflow.methods.kernels.protocols import Record
 from mergeflow.methods.kernels.rank_search import RankSearch
+from mergeflow.methods.kernels.share_search import ShareSearch
 from mergeflow.methods.kernels.tally import Counts
 from mergeflow.methods.native.library import Counts as NativeCounts
 from mergeflow.methods.native.library import library
-from mergeflow.methods.values import whole
+from mergeflow.methods.values import number, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,9 @@ MOST_VECTORS = 16  # MOST_GRAM of blocks.c
 
 # Bytes of a number, by its dtype in blocks.c.
 ITEMSIZES = (4, 2, 2)
+
+
+Searched = TypeVar("Searched", RankSearch, ShareSearch)
 
 
 class NativeStatistic(Protocol):
@@ -93,11 +97,11 @@ class MagnitudeSum(LaneSums):
         return {"sum": self.folded()[0]}
 
 
-class KthMagnitude:
-    """The k-th largest |D| of one tensor: record {"threshold": float, "cut": int}. Parameter: k, at least 1."""
+class _Search(Generic[Searched]):
+    """An order statistic of one tensor's magnitudes: the search for it, shown native blocks."""
 
-    def __init__(self, size: int, parameters: Mapping[str, object]) -> None:
-        self._search = RankSearch(size, whole(parameters, "k"))
+    def __init__(self, search: Searched) -> None:
+        self._search: Searched = search
 
     @property
     def needs_sample(self) -> bool:
@@ -122,6 +126,16 @@ class KthMagnitude:
         return self._search.finish()
 
 
+def kth_magnitude(size: int, parameters: Mapping[str, object]) -> NativeStatistic:
+    """The k-th largest |D|: record {"threshold": float, "cut": int}. Parameter: k, at least 1."""
+    return _Search(RankSearch(size, whole(parameters, "k")))
+
+
+def largest_share(size: int, parameters: Mapping[str, object]) -> NativeStatistic:
+    """The k-th largest |X|, k a share of those that are not 0: the same record. Parameter: share."""
+    return _Search(ShareSearch(size, number(parameters, "share")))
+
+
 class _Magnitudes:
     """The magnitudes of a block, compared as they are read: |x| is never written."""
 
@@ -133,6 +147,9 @@ class _Magnitudes:
     @property
     def count(self) -> int:
         return self._block.count
+
+    def count_present(self) -> int:
+        return int(np.count_nonzero(widened(self._block, 0, self._block.count)))
 
     def on_host(self, begin: int, end: int) -> NDArray[np.float32]:
         values = widened(self._block, begin, end)
@@ -169,5 +186,5 @@ def _native() -> ctypes.CDLL:
 SUMS: Mapping[str, type[Gram | MagnitudeSum]] = MappingProxyType({"gram": Gram, "magnitude_sum": MagnitudeSum})
 
 STATISTICS: Mapping[str, Callable[[int, Mapping[str, object]], NativeStatistic]] = MappingProxyType(
-    {"kth_magnitude": KthMagnitude}
+    {"kth_magnitude": kth_magnitude, "largest_share": largest_share}
 )
