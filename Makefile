@@ -31,7 +31,7 @@ check: $(READY)  ## format, lint, types, and that generated pages are current
 	@echo "ruff format" && $(BIN)/ruff format --check --quiet .
 	@echo "ruff check" && $(BIN)/ruff check --quiet .
 	@echo "mypy" && $(BIN)/mypy --no-error-summary && $(BIN)/mypy --no-error-summary benchmarks workflows
-	@echo "generated pages" && $(BIN)/python -m benchmarks.report --check
+	@echo "generated pages" && $(BIN)/python -m benchmarks.pages --check
 
 format: $(READY)  ## rewrite the sources in the project's format
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix --quiet .
@@ -46,7 +46,7 @@ bench-full: $(READY)  ## as bench, each figure the median of five runs (of three
 	@$(BIN)/python -m benchmarks.run --repeats 5 --mergekit-repeats 3
 
 docs: $(READY)  ## write the generated pages anew
-	@$(BIN)/python -m benchmarks.report
+	@$(BIN)/python -m benchmarks.pages
 
 clean:  ## remove what runs and tests left behind
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out workflows/out
@@ -56,10 +56,11 @@ clean:  ## remove what runs and tests left behind
 distclean: clean  ## also the virtual environment and the demo's trained models
 	rm -rf $(VENV) workflows/models
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt mergeflow/methods/native/blocks.c
 	@test -x $(BIN)/python || { echo "making $(VENV) (a minute or two)"; $(PYTHON) -m venv $(VENV); }
 	@$(PIP) --constraint constraints.txt $(TORCH)
 	@$(PIP) --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m compileall -q mergeflow
 	@touch $@
 
 $(DEMO_READY): $(READY)

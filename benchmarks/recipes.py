@@ -2,45 +2,74 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-MERGES = ("linear", "slerp", "ties")
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """One merge of the benchmark's models.
+
+    Args:
+        tunes: how many of the three fine-tunes take part, listed in order.
+        base: the model that is `base_model`: ``base``, a fine-tune, or none.
+        weights: the models' weights; none for methods that have no such parameter.
+        own: parameters that all the models share the value of.
+        shared: parameters of the merge.
+    """
+
+    method: str
+    tunes: int = 3
+    base: str | None = "base"
+    weights: tuple[float, ...] = ()
+    own: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[str, float] = field(default_factory=dict)
+
+
+ALIKE = (0.4, 0.4, 0.4)
+
+MERGES: Mapping[str, Merge] = {
+    merge.method: merge
+    for merge in (
+        Merge("linear", tunes=2, base=None, weights=(0.6, 0.4)),
+        Merge("slerp", tunes=2, base="tune-1", shared={"t": 0.4}),
+        Merge("ties", weights=ALIKE, own={"density": 0.5}),
+        Merge("dare_ties", weights=ALIKE, own={"density": 0.5}),
+        Merge("della", weights=ALIKE, own={"density": 0.5, "epsilon": 0.15}),
+        Merge("breadcrumbs", weights=ALIKE, own={"density": 0.5, "gamma": 0.01}),
+        Merge("sce", shared={"select_topk": 0.5}),
+        Merge("karcher", base=None),
+        Merge("multislerp", base=None, weights=ALIKE),
+        Merge("nuslerp", tunes=2, weights=(0.6, 0.4)),
+        Merge("model_stock"),
+    )
+}
 
 
 def merge_recipe(name: str, models: Path) -> str:
-    """One of MERGES: linear of two models, slerp of two, ties of three fine-tunes and their base at density 0.5."""
-    return {"linear": linear, "slerp": slerp, "ties": ties}[name](models)
+    """One of MERGES as a mergekit file over the models in a folder."""
+    return merge_recipe_of(MERGES[name], models)
 
 
-def linear(models: Path) -> str:
-    return f"""merge_method: linear
-models:
-  - {{model: {models}/tune-1, parameters: {{weight: 0.6}}}}
-  - {{model: {models}/tune-2, parameters: {{weight: 0.4}}}}
-dtype: bfloat16
-"""
+def merge_recipe_of(merge: Merge, models: Path) -> str:
+    """A merge as a mergekit file over the models in a folder."""
+    lines = [f"merge_method: {merge.method}"]
+    lines += [f"base_model: {models}/{merge.base}"] if merge.base else []
+    lines += ["models:", *(_model(merge, index, models) for index in range(merge.tunes))]
+    lines += [f"parameters: {_mapping(merge.shared)}"] if merge.shared else []
+    return "\n".join([*lines, "dtype: bfloat16", ""])
 
 
-def slerp(models: Path) -> str:
-    return f"""merge_method: slerp
-base_model: {models}/tune-1
-models:
-  - model: {models}/tune-1
-  - model: {models}/tune-2
-parameters: {{t: 0.4}}
-dtype: bfloat16
-"""
+def _model(merge: Merge, index: int, models: Path) -> str:
+    own = {"weight": merge.weights[index], **merge.own} if merge.weights else merge.own
+    parameters = f", parameters: {_mapping(own)}" if own else ""
+    return f"  - {{model: {models}/tune-{index + 1}{parameters}}}"
 
 
-def ties(models: Path) -> str:
-    tunes = "".join(
-        f"  - {{model: {models}/tune-{index}, parameters: {{weight: 0.4, density: 0.5}}}}\n" for index in (1, 2, 3)
-    )
-    return f"""merge_method: ties
-base_model: {models}/base
-models:
-{tunes}dtype: bfloat16
-"""
+def _mapping(values: Mapping[str, float]) -> str:
+    return "{" + ", ".join(f"{name}: {json.dumps(value)}" for name, value in values.items()) + "}"
 
 
 def ties_then_slerp(models: Path) -> str:

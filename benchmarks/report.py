@@ -1,14 +1,15 @@
-"""docs/performance.md, made from benchmarks/results/1.1b.json: ``make docs``; `--check` tells whether it is current."""
+"""docs/performance.md, made from benchmarks/results/1.1b.json (``make docs``: benchmarks/pages.py)."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.recipes import MERGES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -20,8 +21,9 @@ INTRODUCTION = """\
 
 Made by `make bench` from `benchmarks/results/1.1b.json`; do not edit. The models are synthetic Llamas of 1.1B
 parameters in bfloat16 (`benchmarks/checkpoints.py`), a base and three fine-tunes. Their files are in the page cache, as
-they are for the peer. `linear` and `slerp` merge two of them; `ties` merges the three fine-tunes over their base, at
-density 0.5.
+they are for the peer. `linear` and `slerp` merge two of them, `karcher` and `multislerp` the three fine-tunes,
+`nuslerp` two of them over their base, and all others three over their base, at density 0.5 where there is one
+(`benchmarks/recipes.py`).
 """
 
 NOT_YET = "\nNothing has been measured yet.\n"
@@ -84,7 +86,7 @@ def machine_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
 def merge_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Each merge by both tools."""
     lines = []
-    for case in ("linear", "slerp", "ties"):
+    for case in MERGES:
         first, known = find(rows, case, "mergeflow", "first"), find(rows, case, "mergeflow", "known")
         peer = find(rows, case, "mergekit", "first")
         if first is None or known is None:
@@ -186,16 +188,3 @@ def write_page() -> Path:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(current_page())
     return PAGE
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail when the page is out of date")
-    if not parser.parse_args().check:
-        print(write_page())
-    elif not PAGE.exists() or PAGE.read_text() != current_page():
-        raise SystemExit(f"{PAGE.relative_to(ROOT)} is out of date: run `make docs`")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,9 +3,12 @@
 Figures are written to benchmarks/results/SIZE.json, and docs/performance.md is made from them.
 
     floor       cp of one model, reading one model
-    merges      linear, slerp, ties: mergekit; mergeflow the first time, and with the inputs' digests known
+    merges      linear, slerp, ties and more (recipes.MERGES): mergekit; mergeflow the first time, and with the
+                inputs' digests known
     again       a two-step recipe: first, unchanged, with another slerp t; validate and plan of it
     memory      chains of 2 and of 20 slerps
+
+With `--methods ties,sce` only these merges are measured, and the other figures of the results file stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -108,7 +111,7 @@ def repeat(
     reported: bool = False,
 ) -> Result:
     """Measure a command `times` times, saying so, and keep mergeflow's report of the last one when there is one."""
-    print(f"{case:8} {tool:10} {state:10}", end=" ", flush=True)
+    print(f"{case:12} {tool:10} {state:10}", end=" ", flush=True)
     samples = collect([once() for _ in range(times)])
     print(f"{samples.wall():8.2f} s {samples.peak() / 1e6:8.0f} MB", flush=True)
     report = summary(json.loads(place.report.read_text())) if reported else None
@@ -143,10 +146,10 @@ def run_mergeflow(place: Workplace, recipe: Path, *arguments: str) -> Sample:
     return measure(command, place.log, place.environment())
 
 
-def merges(place: Workplace) -> list[Result]:
+def merges(place: Workplace, names: Sequence[str]) -> list[Result]:
     """Each merge with nothing known, and again with the models' digests known, as they are from the second run on."""
     results = []
-    for name in recipes.MERGES:
+    for name in names:
         recipe = place.recipe(f"{name}.yml", recipes.merge_recipe(name, place.models))
         for state, forgotten in (
             ("first", (place.out, place.cache, place.home)),
@@ -161,10 +164,10 @@ def merges(place: Workplace) -> list[Result]:
     return results
 
 
-def peer_merges(place: Workplace, command: str, times: int) -> list[Result]:
+def peer_merges(place: Workplace, names: Sequence[str], command: str, times: int) -> list[Result]:
     """The same files, read by mergekit."""
     results = []
-    for name in recipes.MERGES:
+    for name in names:
         recipe = place.recipe(f"{name}.yml", recipes.merge_recipe(name, place.models))
 
         def once(recipe: Path = recipe) -> Sample:
@@ -260,8 +263,42 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mergekit", type=Path, help="a virtual environment that has mergekit (else one is made)")
     parser.add_argument("--mergekit-repeats", type=int, default=1, help="runs of each merge by mergekit (%(default)s)")
     parser.add_argument("--no-mergekit", action="store_true", help="leave the peer out")
+    parser.add_argument("--methods", type=some_merges, help="measure only these merges: names with commas between")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
     return parser.parse_args()
+
+
+def some_merges(text: str) -> tuple[str, ...]:
+    """Names of merges from the command line, in the order of the table."""
+    asked = [name.strip() for name in text.split(",")]
+    unknown = [name for name in asked if name not in recipes.MERGES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such merge: {', '.join(unknown)}; there are {', '.join(recipes.MERGES)}")
+    return tuple(name for name in recipes.MERGES if name in asked)
+
+
+def measured(place: Workplace, given: argparse.Namespace) -> list[Result]:
+    """Everything that was asked for."""
+    names = given.methods or tuple(recipes.MERGES)
+    results = merges(place, names)
+    if not given.methods:
+        results = [*floor(place), *results, *again(place), *chains(place)]
+    if not given.no_mergekit:
+        command = mergekit_command(given.mergekit or place.folder / "mergekit")
+        results += peer_merges(place, names, command, given.mergekit_repeats)
+    return results
+
+
+def with_earlier(results: Sequence[Mapping[str, object]], path: Path) -> list[Mapping[str, object]]:
+    """`results`, after the rows of an earlier results file that they do not measure again."""
+    if not path.exists():
+        return list(results)
+    now = {_measures(row) for row in results}
+    return [*(row for row in json.loads(path.read_text())["results"] if _measures(row) not in now), *results]
+
+
+def _measures(row: Mapping[str, object]) -> tuple[object, ...]:
+    return row["case"], row["tool"], row["state"]
 
 
 def main() -> None:
@@ -271,20 +308,18 @@ def main() -> None:
     place.models.mkdir(parents=True, exist_ok=True)
     make_models(place, given.layers)
     try:
-        results = [*floor(place), *merges(place), *again(place), *chains(place)]
-        if not given.no_mergekit:
-            command = mergekit_command(given.mergekit or place.folder / "mergekit")
-            results += peer_merges(place, command, given.mergekit_repeats)
+        results = [asdict(result) for result in measured(place, given)]
     except CommandFailed as error:
         raise SystemExit(str(error)) from error
     place.forget(place.out, place.cache, place.home)
+    path = given.results / f"{size}.json"
+    rows = with_earlier(results, path) if given.methods else results
     record = {
         "size": size,
-        "machine": machine(place, with_peer=not given.no_mergekit),
-        "results": [asdict(result) for result in results],
+        "machine": machine(place, with_peer=any(row["tool"] == "mergekit" for row in rows)),
+        "results": rows,
     }
     given.results.mkdir(parents=True, exist_ok=True)
-    path = given.results / f"{size}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(path)
     if given.results == RESULTS:

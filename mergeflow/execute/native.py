@@ -18,7 +18,7 @@ from mergeflow.execute.checking import NonFinite, OutputChecks
 from mergeflow.execute.destination import Destination
 from mergeflow.execute.inputs import CachedTensor, InputBytes, Inputs
 from mergeflow.execute.kept import KeptValues
-from mergeflow.execute.native_buffers import NativeWorkspace, address
+from mergeflow.execute.native_buffers import NativeWorkspace, address, copy
 from mergeflow.execute.native_call import Call, Memory, PlainRead, library, narrow_statistics
 from mergeflow.execute.sampling import sample_runs
 from mergeflow.execute.sweep import Step, Value, plan_sweep
@@ -265,14 +265,14 @@ class _SweepRun:
         if kept is None:
             self.evaluation.kept.read(step.number, first, out)
         else:
-            out[:] = kept
+            copy(kept, out)
 
     def _store(self, instruction: int, first: int, block: memoryview) -> None:
         kept = self.evaluation.kept.view(instruction, first, len(block))
         if kept is None:
             self.evaluation.kept.write(instruction, first, block)
         else:
-            kept[:] = block
+            copy(block, kept)
 
     def _sink(self, step: Step, start: int, elements: int) -> int:
         (value,) = step.inputs

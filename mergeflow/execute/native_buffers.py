@@ -48,3 +48,8 @@ def _new_bytes(nbytes: int) -> memoryview:
 def address(block: memoryview) -> int:
     """Where a block begins, for the library."""
     return ctypes.addressof(ctypes.c_char.from_buffer(block)) if len(block) else 0
+
+
+def copy(source: memoryview, target: memoryview) -> None:
+    """Copies all of `source`; unlike an assignment to a slice, it lets other threads run meanwhile."""
+    ctypes.memmove(address(target), address(source), len(source))

@@ -34,7 +34,7 @@ BLOCK_ELEMENTS = 1 << 19
 LEAST_BLOCK_ELEMENTS = 1 << 16
 BLOCK_BUFFERS = 16  # values alive at once plus a kernel's scratch, at most, in the methods there are
 FULL_BLOCK_BYTES = BLOCK_BUFFERS * BLOCK_ELEMENTS * 4
-DEFAULT_SHARE_BYTES = 96 * MiB  # holds the inputs of a 4096 x 4096 bf16 merge of three models and its base twice over
+DEFAULT_SHARE_BYTES = 144 * MiB  # holds three values of a 2048 x 5632 tensor in float32, as DELLA of three models stores
 ALIGNMENT = 4096
 
 Home = Literal["memory", "file"]

@@ -51,7 +51,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
                 "magprune:magprune",
                 "R = D with probability density - epsilon + 2 * epsilon * (rank - 1) / (n - 1), else 0; "
                 "divide: / that probability",
-                17.0,
+                7.0,
                 random=True,
             ),
             _op(

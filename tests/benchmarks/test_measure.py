@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from benchmarks import recipes
 from benchmarks.measure import CommandFailed, Sample, collect, measure
 from benchmarks.report import current_page, page
+from benchmarks.run import some_merges, with_earlier
 from mergeflow.recipe.read import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +57,22 @@ def test_every_measured_merge_is_a_valid_mergekit_file(name: str, tmp_path: Path
     recipe = read_recipe(path)
     assert recipe.form == "mergekit"
     assert recipe.problems == ()
+
+
+def test_merges_are_chosen_by_name() -> None:
+    """In the order of the table, whatever the order asked for; a name that is none says which there are."""
+    assert some_merges("ties, linear") == ("linear", "ties")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"no such merge: tyes; there are linear, slerp"):
+        some_merges("ties,tyes")
+
+
+def test_figures_that_are_not_measured_again_stay(tmp_path: Path) -> None:
+    """A run of some merges replaces their rows of the results file and leaves the others."""
+    old = [{"case": case, "tool": "mergeflow", "state": "first", "age": "old"} for case in ("linear", "ties")]
+    (tmp_path / "1.1b.json").write_text(json.dumps({"results": old}))
+    new = {"case": "ties", "tool": "mergeflow", "state": "first", "age": "new"}
+    assert with_earlier([new], tmp_path / "1.1b.json") == [old[0], new]
+    assert with_earlier([new], tmp_path / "none.json") == [new]
 
 
 @pytest.mark.parametrize("steps", [2, 20])

@@ -132,7 +132,7 @@ steps:
         """The difference of a difference is none."""
         refused(
             self.STEPS + "  final:\n    task_vector: {model: ▶skill, base: a}\n",
-            "steps.final.models[0].model: skill is a delta; task_vector takes weights",
+            "steps.final.task_vector.model: skill is a delta; task_vector takes weights",
         )
 
     def test_a_delta_for_a_base(self) -> None:

@@ -12,6 +12,7 @@ from recipes import TIES
 
 import mergeflow as package
 from mergeflow.methods.table import METHODS
+from mergeflow.recipe.fields import OPERATIONS
 
 COMMANDS = ("run", "plan", "validate", "explain", "methods", "schema", "cache", "cache ls", "cache du", "cache clear")
 
@@ -131,12 +132,12 @@ class TestMethods:
         for line in method.example.strip().splitlines():
             assert line in done.out
 
-    @pytest.mark.parametrize("name", [name for name in METHODS if name != "task_vector"])
+    @pytest.mark.parametrize("name", [name for name in METHODS if name not in OPERATIONS])
     def test_examples_are_valid_recipes(self, name: str, workplace: Path) -> None:
         """What `methods NAME` shows can be pasted into a file and validated. (These models have no o_proj.)"""
         lines = mergeflow("methods", name).out.partition("example:\n")[2].splitlines()
         (workplace / "models").mkdir()
-        for model, like in (("base", "a"), ("math", "b"), ("chat", "c")):
+        for model, like in (("base", "a"), ("math", "b"), ("chat", "c"), ("code", "a")):
             (workplace / "models" / model).symlink_to(workplace / like)
         done = mergeflow("validate", write("\n".join(line[2:] for line in lines) + "\n"))
         assert done.code == 0
@@ -156,8 +157,19 @@ class TestMethods:
             "default": 1.0,
             "minimum": 0.0,
             "maximum": 1.0,
+            "choices": [],
             "meaning": "share of the task vector that is kept",
         }
+
+    def test_what_one_costs(self) -> None:
+        """Bytes read for each byte written and passes, the first time and with statistics known; as data too."""
+        text = " ".join(mergeflow("methods", "ties").out.split())
+        assert "cost: the example reads 6 bytes for each byte written (3 inputs), in 2 passes; 3 where" in text
+        assert "Once its statistics (2 x kth_magnitude) are cached: 1 pass and 3 bytes." in text
+        (ties,) = json.loads(mergeflow("methods", "ties", "--json").out)
+        assert ties["cost"]["passes"] == 2
+        assert ties["cost"]["statistics"] == {"kth_magnitude": 2}
+        assert ties["example"].startswith("merge_method: ties\n")
 
     def test_one_that_is_not_there(self) -> None:
         """Exit code 1 and the nearest name."""

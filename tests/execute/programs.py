@@ -16,7 +16,13 @@ from mergeflow.execute.sweep import operand_dtype
 from mergeflow.graph.nodes import Graph
 from mergeflow.graph.program import Instruction, Place, Program
 from mergeflow.graph.tasks import Known, Target, form_tasks
-from mergeflow.methods.kernels.protocols import Record, pointwise_kernel, statistic_kernel
+from mergeflow.methods.kernels.protocols import (
+    Record,
+    pointwise_kernel,
+    rowwise_kernel,
+    statistic_kernel,
+    whole_kernel,
+)
 from mergeflow.methods.ops import OPS
 from mergeflow.models.identity import identify
 from mergeflow.models.records import FileIdentity, Segment, TensorSource
@@ -92,7 +98,12 @@ def graphs(draw: st.DrawFn, sources: Sequence[TensorSource]) -> tuple[Graph, lis
 
 
 def _operation(draw: st.DrawFn, graph: Graph, a: int, b: int, size: int) -> int:
-    kind = draw(st.sampled_from(["slerp", "trim", "rescale", "consensus", "task_vector", "sum", "scale"]))
+    kinds = ["slerp", "trim", "rescale", "consensus", "task_vector", "sum", "scale", "rows", "whole"]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "rows":
+        return graph.add("nuslerp_rows", [a, b], {"t": draw(st.sampled_from([0.25, 1.5]))})
+    if kind == "whole":
+        return graph.add("low_rank", [a], {"rank": 1})
     if kind == "slerp":
         return graph.add("slerp", [a, b, graph.add("gram", [a, b], {})], {"t": draw(st.sampled_from([0.25, 0.5, 1.5]))})
     if kind == "trim":
@@ -179,9 +190,21 @@ def _compute(
     assert instruction.dtype is not None
     out = torch.empty(program.size, dtype=torch_dtype(instruction.dtype.name))
     known = [records[i] for i in instruction.inputs if i in records]
-    if program.size:  # kernels are never called for nothing
-        kernel = pointwise_kernel(OPS[instruction.op])
-        kernel(blocks, known, instruction.parameters, out, _Scratch(program.size, dtype), 0)
+    op = OPS[instruction.op]
+    if not program.size:  # kernels are never called for nothing
+        return out
+    if op.kind == "whole":
+        shaped = [block.reshape(program.shape) for block in blocks]
+        return whole_kernel(op)(shaped, known, instruction.parameters).reshape(-1)
+    if op.kind == "rowwise":
+        row = program.shape[-1] if program.shape else 1
+        rows = [block.view(-1, row) for block in (*blocks, out)]
+        scratch = _Scratch(program.size, dtype)
+        rowwise_kernel(op)(
+            rows[:-1], known, instruction.parameters, rows[-1], lambda place: scratch(place).view(-1, row), 0
+        )
+        return out
+    pointwise_kernel(op)(blocks, known, instruction.parameters, out, _Scratch(program.size, dtype), 0)
     return out
 
 

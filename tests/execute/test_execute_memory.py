@@ -19,18 +19,27 @@ from mergeflow.graph.memory import (
     MiB,
     Storage,
     allocate,
+    block_length,
     make_budget,
     peak_bytes,
 )
-from mergeflow.graph.program import Program
+from mergeflow.graph.nodes import Graph
+from mergeflow.graph.program import Pass, Program, to_gather
+from mergeflow.methods.schema import WHOLE_COPIES
 
 
 def lifetime(program: Program, instruction: int) -> tuple[int, int]:
     """The first and the last pass in which a kept value is put or looked at."""
     passes = program.passes
-    stored = [number for number, sweep in enumerate(passes) if instruction in sweep.store]
+    stored = [number for number, sweep in enumerate(passes) if instruction in (*sweep.store, *sweep.whole)]
     read = [number for number, sweep in enumerate(passes) if instruction in (*sweep.read_back, *sweep.evaluate)]
+    read += [number for number, sweep in enumerate(passes) if instruction in gathered(program, sweep)]
     return min(stored + read), max(stored + read)
+
+
+def gathered(program: Program, sweep: Pass) -> set[int]:
+    """The kept values that the operations on whole tensors of a pass are made of; inputs lie whole in files."""
+    return {j for i in sweep.whole for j in to_gather(program.instructions, i)}
 
 
 def overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -55,6 +64,7 @@ def expect_sound(program: Program, share: int) -> Storage:
     assert storage.arena_bytes <= share
     kept = {keep.instruction for keep in storage.keeps}
     assert {i for sweep in program.passes for i in sweep.read_back} <= kept, "what is stored is always somewhere"
+    assert {i for sweep in program.passes for i in gathered(program, sweep)} <= kept, "and so is what is made whole"
     return storage
 
 
@@ -94,6 +104,36 @@ def test_the_peak_of_two_steps_is_that_of_twenty(make: Callable[..., Program], s
     peaks = {peak_bytes([make(steps, shape)], budget) for steps in (2, 20)}
     assert len(peaks) == 1
     assert peaks.pop() <= PROCESS_BYTES + 2 * (8 * MiB + DEFAULT_SHARE_BYTES + budget.block_bytes)
+
+
+def row_program(shape: tuple[int, ...]) -> Program:
+    graph = Graph()
+    pair = [graph.load(source(number, shape)) for number in range(2)]
+    return program_of(graph, [graph.add("nuslerp_rows", pair, {"t": 0.5})])
+
+
+@pytest.mark.parametrize(
+    ("shape", "length"),
+    [((9, 11008), 5 * 11008), ((9, 65536), 65536), ((2, 100_000), 100_000), ((300_000,), 300_000), ((), 65536)],
+)
+def test_blocks_are_whole_rows_where_an_operation_needs_them(shape: tuple[int, ...], length: int) -> None:
+    """As many rows as fit, at least one, however long: and the stated peak knows how long."""
+    program = row_program(shape)
+    assert block_length(program, 65536) == length
+    assert block_length(slerp_chain(1, shape), 65536) == 65536
+    longer = peak_bytes([program], Budget(2, 0, 65536)) - peak_bytes([slerp_chain(1)], Budget(2, 0, 65536))
+    assert longer == 2 * BLOCK_BUFFERS * 4 * max(0, length - 65536)
+
+
+def test_whole_tensors_are_part_of_the_peak() -> None:
+    """An operation on whole tensors adds its inputs and what its kernel makes, once for each thread."""
+    graph = Graph()
+    delta = graph.add("task_vector", [graph.load(source(number, (512, 512))) for number in range(2)], {})
+    program = program_of(graph, [graph.add("low_rank", [delta], {"rank": 4})])
+    arena = 2 * 512 * 512 * 4  # the delta, kept for it, and the result, kept for the next pass
+    budget = Budget(2, 1 << 30)
+    expected = (1 + WHOLE_COPIES) * 512 * 512 * 4 + arena
+    assert peak_bytes([program], budget) - peak_bytes([], budget) == 2 * expected
 
 
 def test_inputs_that_do_not_fit_are_not_kept() -> None:

@@ -22,6 +22,7 @@ def expect_sound(program: Program) -> None:
     stored: set[int] = set()
     finished: list[int] = []
     written: list[int] = []
+    made: list[int] = []
     for sweep in program.passes:
         ready: set[int] = set(sweep.read_back)
         assert ready <= stored, "what is read back was stored by an earlier pass"
@@ -36,11 +37,17 @@ def expect_sound(program: Program) -> None:
             tensors = {j for j in instructions[i].inputs if instructions[j].dtype is not None}
             assert tensors <= ready
         assert {program.sinks[k].instruction for k in sweep.sinks} <= ready
-        stored |= set(sweep.store)
+        kept = stored | set(sweep.store) | {i for i, it in enumerate(instructions) if it.kind in ("load", "cached")}
+        for i in sweep.whole:
+            inputs = set(instructions[i].inputs)
+            assert inputs <= kept | recorded, "a whole tensor is made of what is kept, or on disk, when the pass ends"
+        stored |= {*sweep.store, *sweep.whole}
         recorded |= set(sweep.statistics)
         finished += sweep.statistics
         written += sweep.sinks
+        made += sweep.whole
     assert sorted(finished) == [i for i, it in enumerate(instructions) if it.kind == "statistic"]
+    assert sorted(made) == [i for i, it in enumerate(instructions) if it.kind == "whole"]
     assert sorted(written) == list(range(len(program.sinks)))
 
 

@@ -25,6 +25,11 @@ CASES = sorted(path.name for path in (HERE / "cases").iterdir())
 # float32 and break them by index. Over the whole model 96 of 100 values agree (docs/mergekit.md).
 COMPUTED_IN_BFLOAT16 = "bf16_ties"
 
+# One element of 25,056 has an importance 1.5e-5 (relative) above its threshold. mergekit takes a row's divergence in
+# float32, where a sum of 32 exponentials alone is off by more than that, and finds it below (docs/mergekit.md).
+SELECTED_IN_FLOAT32 = "arcee_fusion"
+ALLOWED_OFF = {COMPUTED_IN_BFLOAT16: 0.05, SELECTED_IN_FLOAT32: 4e-5}
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_output_is_mergekits(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +42,7 @@ def test_the_output_is_mergekits(case: str, tmp_path: Path, monkeypatch: pytest.
     for name, expected in wanted.items():
         assert made[name].shape == expected.shape
         assert made[name].dtype == expected.dtype
-    assert _share_off(made, wanted, case) <= (0.05 if case == COMPUTED_IN_BFLOAT16 else 0.0)
+    assert _share_off(made, wanted, case) <= ALLOWED_OFF.get(case, 0.0)
     _assert_config_agrees(case, json.loads((tmp_path / "out" / "config.json").read_text()))
 
 

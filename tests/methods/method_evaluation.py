@@ -5,6 +5,7 @@ Call ── lower(call, emit) ──> Node(op, inputs, parameters) ── evalua
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,10 @@ from mergeflow.methods.kernels.protocols import (
     Record,
     Statistic,
     pointwise_kernel,
+    rowwise_kernel,
     sample_size,
     statistic_kernel,
+    whole_kernel,
 )
 from mergeflow.methods.ops import OPS
 from mergeflow.methods.schema import REQUIRED, Call, Method, Op, Operand, ValueType
@@ -67,7 +70,7 @@ class Model:
     type: ValueType = "weights"
 
 
-def lower(name: str, models: Sequence[Model], base: Tensor | None = None, **shared: Any) -> Leaf | Node:
+def lower(name: str, models: Sequence[Model], base: Tensor | None = None, seed: int = 0, **shared: Any) -> Leaf | Node:
     """Lowers a method, its parameters completed with their defaults."""
     method = METHODS[name]
     leaves: dict[int, Any] = {id(model.tensor): Leaf(model.tensor) for model in models}
@@ -77,7 +80,7 @@ def lower(name: str, models: Sequence[Model], base: Tensor | None = None, **shar
     )
     shape = tuple((models[0].tensor if base is None else base).shape)
     base_leaf: Any = None if base is None else leaves.get(id(base), Leaf(base))
-    result: Any = method.lower(Call(operands, base_leaf, _complete(method, shared, shared=True), shape), emit)
+    result: Any = method.lower(Call(operands, base_leaf, _complete(method, shared, shared=True), shape, seed), emit)
     assert isinstance(result, Leaf | Node)
     return result
 
@@ -110,7 +113,7 @@ def evaluate(value: Leaf | Node, block: int | None = None) -> Tensor:
 
     def compute(current: Leaf | Node) -> Any:
         if isinstance(current, Leaf):
-            return current.tensor.reshape(-1)
+            return current.tensor
         if current not in memory:
             inputs = [compute(source) for source in current.inputs]
             memory[current] = apply(OPS[current.op], inputs, dict(current.parameters), block)
@@ -118,22 +121,41 @@ def evaluate(value: Leaf | Node, block: int | None = None) -> Tensor:
 
     result = compute(value)
     assert isinstance(result, Tensor)
-    return result
+    return result.reshape(-1)
 
 
 def apply(op: Op, inputs: Sequence[Any], parameters: Mapping[str, object], block: int | None = None) -> Any:
-    """One operation on flat tensors and records, streamed in blocks: a tensor, or a record."""
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    """One operation on tensors of one shape and records, streamed in blocks: a tensor of that shape, or a record."""
+    shaped = [value.contiguous() for value in inputs if isinstance(value, Tensor)]
+    tensors = [tensor.reshape(-1) for tensor in shaped]
     records = [value for value in inputs if not isinstance(value, Tensor)]
+    if op.random:
+        parameters = {"stream": stream_name(tensors[0]), **parameters}
     if op.kind == "statistic":
         return gather_statistic(statistic_kernel(op)(tensors[0].numel(), parameters), tensors, block)
 
-    kernel = pointwise_kernel(op)
+    if op.kind == "whole":
+        return whole_kernel(op)(shaped, records, parameters)
+
     out = torch.full_like(tensors[0], torch.nan)
-    for start, stop in cut(range(tensors[0].numel()), block):
-        views = [tensor[start:stop] for tensor in tensors]
-        kernel(views, records, parameters, out[start:stop], scratch_like(views[0]), start)
-    return out
+    kernel = rowwise_kernel(op) if op.kind == "rowwise" else pointwise_kernel(op)
+    row = row_length(shaped[0]) if op.kind == "rowwise" else None
+    for start, stop in cut(range(tensors[0].numel()), block, row or 1):
+        *views, target = [
+            flat[start:stop] if row is None else flat[start:stop].view(-1, row) for flat in (*tensors, out)
+        ]
+        kernel(views, records, parameters, target, scratch_like(target), start)
+    return out.reshape(shaped[0].shape)
+
+
+def stream_name(tensor: Tensor) -> str:
+    """What stands for the key of an operation's first input: a digest of its bytes."""
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+
+def row_length(tensor: Tensor) -> int:
+    """The length of a tensor's last axis; a number is a row of one. An empty row counts as one too."""
+    return max(1, tensor.shape[-1]) if tensor.ndim else 1
 
 
 def gather_statistic(
@@ -161,9 +183,9 @@ def sample_places(size: int) -> Tensor:
     return torch.from_numpy((starts[:, None] + np.arange(RUN)).reshape(-1))
 
 
-def cut(elements: range, block: int | None) -> Iterator[tuple[int, int]]:
-    """Consecutive blocks of a range; an empty range is one empty block."""
-    step = block or max(len(elements), 1)
+def cut(elements: range, block: int | None, row: int = 1) -> Iterator[tuple[int, int]]:
+    """Consecutive blocks of a range, of whole rows, at least one; an empty range is one empty block."""
+    step = max((block or max(len(elements), 1)) // row, 1) * row
     for start in range(elements.start, max(elements.stop, elements.start + 1), step):
         yield start, min(start + step, elements.stop)
 
@@ -174,4 +196,5 @@ def scratch_like(block: Tensor) -> Callable[[int], Tensor]:
     return lambda index: buffers.setdefault(index, torch.full_like(block, torch.nan))
 
 
-BLOCKS = (SUM_BLOCK, 2 * SUM_BLOCK, None)
+# A multiple of nothing is what blocks of whole rows are.
+BLOCKS = (SUM_BLOCK, 2 * SUM_BLOCK, 50_021, None)

@@ -184,6 +184,14 @@ def test_ties_at_the_threshold_cost_one_piece_more() -> None:
     assert feed(statistic, tensor) == {"threshold": 1.0, "cut": 2 * (LARGE // 4 - 1)}
 
 
+def test_ties_are_found_in_blocks_that_start_anywhere() -> None:
+    """A piece of the tensor that comes in several blocks holds the cut where it holds it in one."""
+    tensor = torch.from_numpy(np.random.default_rng(4).integers(0, 3, LARGE)).float()
+    for k in (LARGE // 7, LARGE // 2, LARGE - 5):
+        expected = find(tensor, k)
+        assert [find(tensor, k, block) for block in (10_007, 65_537, 200_003)] == [expected] * 3
+
+
 def test_more_nans_than_places_keep_the_nans_alone() -> None:
     """With k NaNs or more nothing else is kept: the threshold is infinite, for small and large tensors."""
     for size in (10, LARGE):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recipe_texts import DESIGN, FILE, MERGEKIT
 
 from mergeflow.errors import Position
-from mergeflow.recipe.fields import INPUT_FIELDS, NATIVE_FIELDS, OUTPUT_FIELDS, STEP_FIELDS, TASK_VECTOR_FIELDS
+from mergeflow.recipe.fields import INPUT_FIELDS, NATIVE_FIELDS, OPERATIONS, OUTPUT_FIELDS, STEP_FIELDS
 from mergeflow.recipe.read import read_recipe
 from mergeflow.recipe.records import Recipe
 from mergeflow.recipe.resolve import lookup, unmatched_filters
@@ -25,7 +25,7 @@ WORDS = sorted(
         *STEP_FIELDS,
         *INPUT_FIELDS,
         *OUTPUT_FIELDS,
-        *TASK_VECTOR_FIELDS,
+        *(field for form in OPERATIONS.values() for field in form.sources),
         "value",
         "filter",
         "slices",

@@ -8,6 +8,7 @@ import pytest
 from recipe_texts import DESIGN, at, marked, messages, places, read, step_with
 
 from mergeflow.recipe.records import Branch, Input, ModelReference, Output, Setting, StepReference
+from mergeflow.recipe.steps import WHAT_A_STEP_IS
 
 
 class TestRightRecipes:
@@ -252,7 +253,7 @@ class TestMistakesInSteps:
         """What is missing in a step is reported where the step begins."""
         text, expected = marked("mergeflow: 1\nsteps:\n  ▶only:\n    models: [{model: ./a}]\n")
         recipe = read(text)
-        assert messages(recipe) == ["a step needs 'merge_method' (or 'task_vector')"]
+        assert messages(recipe) == [f"a step needs {WHAT_A_STEP_IS}"]
         assert places(recipe) == expected
 
     def test_a_mistyped_field_hides_no_other_mistake(self) -> None:

@@ -24,6 +24,7 @@ METHODS: Methods = {
         ("int8_mask", "bool"),
     ],
     "karcher": [("max_iter", "int"), ("mode", "string")],
+    "sparsify": [("method", "string"), ("density", "float")],
 }
 ROOTS = Path(__file__).resolve().parents
 GOLDEN = next((root / "shared/golden/cases" for root in ROOTS if (root / "shared/golden/cases").is_dir()), None)
@@ -63,6 +64,9 @@ RIGHT = {
     "dtype": step_with("merge_method: linear\nmodels: [{model: {path: ./a}}]\ndtype: torch.bfloat16\ncache: never\n"),
     "empty output": merge("slerp", "{t: 1}") + "outputs: {only: }\n",
     "path output": merge("slerp", "{t: 1}") + "outputs: {only: ./out}\n",
+    "operation": step_with(
+        "sparsify: {delta: ./a, method: random, density: [{filter: x, value: [0, 1]}]}\ncache: never\n"
+    ),
     "list variable": "vars: {x: [1, 2]}\n" + merge("slerp", '{t: "${x}"}'),
     "mergekit unknown fields": MERGEKIT + "whatever: 1\nslices: []\n",
     "mergekit inert parameter": MERGEKIT.replace("  t: 0.5", "  t: 0.5\n  other: 1"),
@@ -94,6 +98,8 @@ WRONG = {
     "no value": merge("slerp", "{t: {filter: x}}"),
     "task vector without a base": step_with("task_vector: {model: ./a}\n"),
     "task vector beside a merge": step_with("task_vector: {model: ./a, base: ./b}\nmerge_method: linear\n"),
+    "operation without a source": step_with("sparsify: {density: 1}\n"),
+    "two operations": step_with("task_vector: {model: ./a, base: ./b}\nsparsify: {delta: ./a}\n"),
     "slices": step_with("merge_method: linear\nmodels: [{model: ./a}]\nslices: [1]\n"),
     "bad step name": "mergeflow: 1\nsteps: {a/b: {merge_method: linear, models: [{model: ./a}]}}\n",
     "negative seed": DESIGN + "seed: -1\n",
@@ -117,6 +123,8 @@ METHOD_MISTAKES = {
     "unknown parameter": merge("slerp", "{densty: 1}"),
     "another method's parameter": merge("slerp", "{weight: 1}"),
     "a model's unknown parameter": step_with("merge_method: ties\nmodels: [{model: ./a, parameters: {densty: 1}}]\n"),
+    "an operation's unknown parameter": step_with("sparsify: {delta: ./a, densty: 1}\n"),
+    "an operation's text for a number": step_with("sparsify: {delta: ./a, density: much}\n"),
     "a text for a number": merge("slerp", "{t: much}"),
     "a number for a text": merge("karcher", "{mode: 3}"),
     "a fraction for an integer": merge("karcher", "{max_iter: 2.5}"),

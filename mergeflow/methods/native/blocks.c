@@ -260,47 +260,116 @@ static void drop(const struct step *step, const float *in, float *out, int64_t s
     keep_up_to(random, (int32_t)step->index, in, out, n);
 }
 
-#define BUCKET_SHIFT 19
-#define BUCKETS 4096 /* of magnitudes: the exponent and four bits more */
+#define BUCKET_SHIFT 19 /* of magnitudes: an octave has sixteen */
+#define BUCKETS 256     /* downwards from the largest; the last has the zeros, the one before it all that is small */
 
-static inline uint32_t magnitude_of(float value)
+/* The entries of a row, sorted into buckets of falling magnitude; within one, in the order of the row. */
+struct row {
+    uint32_t magnitude[MOST_TILE]; /* in the order of the row */
+    uint8_t bucket[MOST_TILE];
+    uint32_t sorted[MOST_TILE]; /* by bucket */
+    int32_t place[MOST_TILE];   /* of an entry in `sorted` */
+    int32_t first[BUCKETS + 1];
+};
+
+HOT static void magnitudes_of(const float *restrict in, uint32_t *restrict out, int64_t n)
 {
-    return bits_of(value) & 0x7fffffff;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = bits_of(in[i]) & 0x7fffffff;
 }
 
-/* How many entries of the same bucket are larger than entry i, or equal and before it. */
-static int32_t larger_in_bucket(const float *in, int64_t i, int64_t n)
+HOT static int32_t largest_of(const uint32_t *restrict in, int64_t n)
 {
-    uint32_t own = magnitude_of(in[i]);
-    int32_t count = 0;
-    for (int64_t j = 0; j < n; j++) {
-        uint32_t other = magnitude_of(in[j]);
-        count += (other >> BUCKET_SHIFT == own >> BUCKET_SHIFT) & ((other > own) | ((other == own) & (j < i)));
+    int32_t largest = 0;
+    for (int64_t i = 0; i < n; i++)
+        largest = (int32_t)in[i] > largest ? (int32_t)in[i] : largest;
+    return largest;
+}
+
+HOT static void buckets_of(const uint32_t *restrict in, int32_t top, uint8_t *restrict out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        int32_t below = top - (int32_t)(in[i] >> BUCKET_SHIFT);
+        below = below < BUCKETS - 2 ? below : BUCKETS - 2;
+        out[i] = (uint8_t)(in[i] == 0 ? BUCKETS - 1 : below);
     }
-    return count;
+}
+
+static void sort_into_buckets(struct row *row, const float *in, int64_t n)
+{
+    int32_t counts[4][BUCKETS] = {{0}}, next[BUCKETS], place = 0;
+    magnitudes_of(in, row->magnitude, n);
+    buckets_of(row->magnitude, largest_of(row->magnitude, n) >> BUCKET_SHIFT, row->bucket, n);
+    int64_t fours = n / 4 * 4; /* four counters, so that equal neighbours do not wait for each other */
+    for (int64_t i = 0; i < fours; i += 4)
+        for (int k = 0; k < 4; k++)
+            counts[k][row->bucket[i + k]]++;
+    for (int64_t i = fours; i < n; i++)
+        counts[0][row->bucket[i]]++;
+    for (int bucket = 0; bucket < BUCKETS; bucket++) {
+        row->first[bucket] = next[bucket] = place;
+        place += counts[0][bucket] + counts[1][bucket] + counts[2][bucket] + counts[3][bucket];
+    }
+    row->first[BUCKETS] = place;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t at = next[row->bucket[i]]++;
+        row->sorted[at] = row->magnitude[i];
+        row->place[i] = at;
+    }
+}
+
+/* Whether all entries of a bucket are equal: then their order in it is their order. */
+HOT static int is_uniform(const struct row *row, int bucket)
+{
+    uint32_t differ = 0, one = row->sorted[row->first[bucket]];
+    for (int32_t at = row->first[bucket]; at < row->first[bucket + 1]; at++)
+        differ |= row->sorted[at] ^ one;
+    return differ == 0;
+}
+
+/* The place of entry i in falling order of magnitude; of equal entries, the first one comes first. */
+HOT static int32_t exact_place(const struct row *row, int64_t i)
+{
+    int32_t first = row->first[row->bucket[i]], end = row->first[row->bucket[i] + 1], own = row->place[i];
+    uint32_t magnitude = row->magnitude[i];
+    int32_t before = 0;
+    for (int32_t at = first; at < own; at++)
+        before += row->sorted[at] >= magnitude;
+    for (int32_t at = own + 1; at < end; at++)
+        before += row->sorted[at] > magnitude;
+    return first + before;
 }
 
 /* One row (kernels/magprune.py). words: the stream; bounds: the largest integer that is kept, by the entry's place in
    falling order of magnitude. Nearly always all places of a bucket agree on an entry, and its own need not be found. */
-HOT static void magprune(const uint64_t *stream, const int32_t *restrict bounds, const float *restrict in,
-                         float *restrict out, int64_t start, int64_t n)
+static void magprune(const uint64_t *stream, const int32_t *bounds, const float *in, float *out, int64_t start,
+                     int64_t n)
 {
-    int32_t random[MOST_TILE], first[BUCKETS] = {0}, last[BUCKETS];
+    struct row row;
+    int32_t random[MOST_TILE], open[MOST_TILE], always[BUCKETS], ever[BUCKETS];
     random_integers(stream, start, random, n);
-    for (int64_t i = 0; i < n; i++)
-        first[magnitude_of(in[i]) >> BUCKET_SHIFT]++;
-    for (int32_t bucket = BUCKETS - 1, place = 0; bucket >= 0; bucket--) {
-        int32_t count = first[bucket];
-        first[bucket] = place;
-        place += count;
-        last[bucket] = place - 1;
+    sort_into_buckets(&row, in, n);
+    for (int bucket = 0; bucket < BUCKETS; bucket++) {
+        int32_t first = row.first[bucket], end = row.first[bucket + 1];
+        always[bucket] = end > first ? bounds[end - 1] : 0;
+        ever[bucket] = end > first ? bounds[first] : 0;
     }
+    int64_t opened = 0;
     for (int64_t i = 0; i < n; i++) {
-        uint32_t bucket = magnitude_of(in[i]) >> BUCKET_SHIFT;
-        int keep = random[i] <= bounds[last[bucket]];
-        if (!keep && random[i] <= bounds[first[bucket]])
-            keep = random[i] <= bounds[first[bucket] + larger_in_bucket(in, i, n)];
+        int keep = random[i] <= always[row.bucket[i]];
+        open[opened] = (int32_t)i;
+        opened += !keep & (random[i] <= ever[row.bucket[i]]);
         out[i] = (float)keep * in[i];
+    }
+    int8_t uniform[BUCKETS];
+    memset(uniform, -1, BUCKETS);
+    for (int64_t k = 0; k < opened; k++) {
+        int32_t i = open[k];
+        int bucket = row.bucket[i];
+        if (uniform[bucket] < 0)
+            uniform[bucket] = (int8_t)is_uniform(&row, bucket);
+        int32_t place = uniform[bucket] ? row.place[i] : exact_place(&row, i);
+        out[i] = (float)(random[i] <= bounds[place]) * in[i];
     }
 }
 
@@ -555,11 +624,40 @@ HOT static void add_products(const double *restrict a, const double *restrict b,
             }                                                                                                          \
     }
 
+#define ADD_TRIPLE(x, y, z)                                                                                            \
+    do {                                                                                                               \
+        double first = (x), second = (y), third = (z);                                                                 \
+        t0 += first * first;                                                                                           \
+        t1 += first * second;                                                                                          \
+        t2 += first * third;                                                                                           \
+        t3 += second * second;                                                                                         \
+        t4 += second * third;                                                                                          \
+        t5 += third * third;                                                                                           \
+    } while (0)
+
+/* The same of three values. */
+#define TRIPLE_PRODUCTS(name, type, number)                                                                            \
+    HOT static void name(const type *restrict a, const type *restrict b, const type *restrict c, int64_t row,          \
+                         double *restrict u0, int64_t width, int64_t n)                                                \
+    {                                                                                                                  \
+        double *restrict u1 = u0 + width, *restrict u2 = u1 + width, *restrict u3 = u2 + width;                        \
+        double *restrict u4 = u3 + width, *restrict u5 = u4 + width;                                                   \
+        for (int64_t i = 0; i < n; i++) {                                                                              \
+            double t0 = u0[i], t1 = u1[i], t2 = u2[i], t3 = u3[i], t4 = u4[i], t5 = u5[i];                             \
+            ADD_TRIPLE(number(a[i]), number(b[i]), number(c[i]));                                                      \
+            if (row)                                                                                                   \
+                ADD_TRIPLE(number(a[i + row]), number(b[i + row]), number(c[i + row]));                                \
+            u0[i] = t0, u1[i] = t1, u2[i] = t2, u3[i] = t3, u4[i] = t4, u5[i] = t5;                                    \
+        }                                                                                                              \
+    }
+
 #define AS_IT_IS(value) (value)
 #define FROM_BFLOAT16(value) float_of((uint32_t)(value) << 16)
 
 PAIR_PRODUCTS(add_pair_products, float, AS_IT_IS)
 PAIR_PRODUCTS(add_pair_products_bfloat16, uint16_t, FROM_BFLOAT16)
+TRIPLE_PRODUCTS(add_triple_products, float, AS_IT_IS)
+TRIPLE_PRODUCTS(add_triple_products_bfloat16, uint16_t, FROM_BFLOAT16)
 
 HOT static void widen_double(const float *restrict in, double *restrict out, int64_t n)
 {
@@ -605,22 +703,44 @@ static void add_all_products(const float *const *in, int32_t count, double *tota
             add_products(wide[i], wide[j], total, n);
 }
 
-/* Rows of lanes of two values, two rows at a time where there are two. */
-static void add_pairs(double *totals, const char *const *blocks, int32_t dtype, int64_t width, int64_t elements)
+/* Lanes of one row, or of two that lie `second` elements apart, of two or three values from element `at` on. */
+static void add_rows(double *totals, const char *const *blocks, int32_t count, int32_t dtype, int64_t at,
+                     int64_t second, int64_t width, int64_t n)
 {
-    for (int64_t row = 0; row < elements; row += 2 * width) {
-        int64_t rest = elements - row, first = rest < width ? rest : width;
-        int64_t both = rest - first < first ? rest - first : first; /* lanes that have an element in the second row */
-        const uint16_t *half[2] = {(const uint16_t *)blocks[0] + row, (const uint16_t *)blocks[1] + row};
-        const float *full[2] = {(const float *)blocks[0] + row, (const float *)blocks[1] + row};
-        if (dtype == BFLOAT16) {
-            add_pair_products_bfloat16(half[0], half[1], width, totals, width, both);
-            add_pair_products_bfloat16(half[0] + both, half[1] + both, 0, totals + both, width, first - both);
-        } else {
-            add_pair_products(full[0], full[1], width, totals, width, both);
-            add_pair_products(full[0] + both, full[1] + both, 0, totals + both, width, first - both);
-        }
+    const uint16_t *half[3] = {0};
+    const float *full[3] = {0};
+    for (int k = 0; k < count; k++) {
+        half[k] = (const uint16_t *)blocks[k] + at;
+        full[k] = (const float *)blocks[k] + at;
     }
+    if (dtype == BFLOAT16 && count == 2)
+        add_pair_products_bfloat16(half[0], half[1], second, totals, width, n);
+    else if (dtype == BFLOAT16)
+        add_triple_products_bfloat16(half[0], half[1], half[2], second, totals, width, n);
+    else if (count == 2)
+        add_pair_products(full[0], full[1], second, totals, width, n);
+    else
+        add_triple_products(full[0], full[1], full[2], second, totals, width, n);
+}
+
+/* The products of two or three values of one dtype, two rows of lanes at a time where there are two. */
+static void add_few_products(double *totals, const char *const *blocks, int32_t count, int32_t dtype, int64_t width,
+                             int64_t elements)
+{
+    for (int64_t at = 0; at < elements; at += 2 * width) {
+        int64_t rest = elements - at, first = rest < width ? rest : width;
+        int64_t both = rest - first < first ? rest - first : first; /* lanes that have an element in the second row */
+        add_rows(totals, blocks, count, dtype, at, width, width, both);
+        add_rows(totals + both, blocks, count, dtype, at + both, 0, width, first - both);
+    }
+}
+
+static int is_of_one_dtype(const struct sums *sums)
+{
+    for (int k = 1; k < sums->count; k++)
+        if (sums->dtypes[k] != sums->dtypes[0])
+            return 0;
+    return sums->dtypes[0] != FLOAT16;
 }
 
 /* The lanes [lane, lane + n) of the elements from `at` on, once. */
@@ -644,10 +764,9 @@ static void add_run(const struct sums *sums, const char *const *blocks, int64_t 
    adds its elements in rising order. */
 static void add_sums(const struct sums *sums, const char *const *blocks, int64_t start, int64_t elements)
 {
-    const int32_t *dtypes = sums->dtypes;
-    if (sums->products && sums->count == 2 && dtypes[0] == dtypes[1] && dtypes[0] != FLOAT16 &&
-        start % sums->width == 0) {
-        add_pairs(sums->totals, blocks, dtypes[0], sums->width, elements);
+    int is_few = sums->products && (sums->count == 2 || sums->count == 3) && is_of_one_dtype(sums);
+    if (is_few && start % sums->width == 0) {
+        add_few_products(sums->totals, blocks, sums->count, sums->dtypes[0], sums->width, elements);
         return;
     }
     for (int64_t at = 0; at < elements;) {
