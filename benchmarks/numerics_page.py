@@ -23,10 +23,12 @@ some thousandth.) *Beyond* is the share of elements that are further off than on
 
 mergeflow computes in float32, with sums and coefficients in float64, and rounds once, when it writes. mergekit 0.1.5
 computes most methods in bfloat16 and rounds after every operation. Its largest errors are where inputs cancel, and
-where a rounded sum elects another sign or keeps another element than the exact one.
+where another sign is elected, or another element is kept, than in the exact merge: after rounding, or because equal
+magnitudes at a threshold are kept in no stated order (here: those of lower index).
 
 Methods that drop elements by chance draw other numbers in the two tools; each is compared with the exact merge of the
-elements that it kept itself.
+elements that it kept itself. A dash: mergekit does not have the method, or ends in an error (`multislerp`, where three
+models leave a tensor as it is in the base).
 """
 
 MODELS = {

@@ -34,7 +34,8 @@ BLOCK_ELEMENTS = 1 << 19
 LEAST_BLOCK_ELEMENTS = 1 << 16
 BLOCK_BUFFERS = 16  # values alive at once plus a kernel's scratch, at most, in the methods there are
 FULL_BLOCK_BYTES = BLOCK_BUFFERS * BLOCK_ELEMENTS * 4
-DEFAULT_SHARE_BYTES = 144 * MiB  # holds three values of a 2048 x 5632 tensor in float32, as DELLA of three models stores
+# Holds what DELLA of three models stores of a 2048 x 5632 tensor: three values in float32.
+DEFAULT_SHARE_BYTES = 144 * MiB
 ALIGNMENT = 4096
 
 Home = Literal["memory", "file"]

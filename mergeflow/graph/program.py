@@ -36,9 +36,9 @@ _IN_BLOCKS = ("pointwise", "rowwise")
 _ENDS_A_PASS = ("statistic", "whole")
 
 # Nanoseconds per element on one core, measured (docs/performance.md): reading two bytes from the page cache, and
-# writing then reading four bytes of a stored value, which may have to go through a scratch file and its disk.
+# writing then reading four bytes of a stored value.
 READ_COST = 0.5
-STORE_COST = 8.0
+STORE_COST = 3.0
 
 
 @dataclass(frozen=True, slots=True)

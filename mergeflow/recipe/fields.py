@@ -71,7 +71,8 @@ OPERATIONS: Mapping[str, OperationForm] = {
 STEP_FIELDS = {
     **MERGE_FIELDS,
     **{name: form.meaning for name, form in OPERATIONS.items()},
-    "cache": "What is kept for later runs: the step's statistics, and tensors that take long (auto), all its tensors (always) or nothing (never).",
+    "cache": "What is kept for later runs: the step's statistics, and tensors that take long (auto), all its tensors "
+    "(always) or nothing (never).",
 }
 INPUT_FIELDS = {
     "model": "A name of `models`, a step, a folder, or a hub id with an optional @revision.",

@@ -337,7 +337,8 @@ class TestExplain:
             "    unknown; since the last run: not run before",
             "  skilled = add(a, consensus(trim(skill; k=8), trim(task_vector(c, a); k=4); "
             "weights=[0.6, 0.4], normalize=true, lambda=1))",
-            "    unknown; 0 of 2 statistics known; normalize=true, rescale=false, lambda=1, int8_mask=false; "
+            "    unknown; 0 of 2 statistics known; normalize=true, rescale=false, lambda=1, election=weighted, "
+            "int8_mask=false; "
             "skill: weight=0.6, density=0.5; c: weight=0.4, density=0.25; since the last run: not run before",
             "  final = slerp(a, skilled; t=0.5)",
             "    unknown; 0 of 1 statistics known; t=0.5; since the last run: not run before",

@@ -72,7 +72,9 @@ def recipe(folder: Path) -> mergeflow.Recipe:
     for step, (name, parameters) in VARIANTS.items():
         method, models = METHODS[name], ("a", "b", "c")[: COUNTS.get(name, 3)]
         weighted = method.parameter("weight") is not None
-        weights = {"a": 0.5, "b": -0.3, "c": 1.0} if name in ("linear", "ties", "dare_ties") else dict.fromkeys("abc", 0.5)
+        weights = (
+            {"a": 0.5, "b": -0.3, "c": 1.0} if name in ("linear", "ties", "dare_ties") else dict.fromkeys("abc", 0.5)
+        )
         listed = [{"model": m, "parameters": {"weight": weights[m]} if weighted else {}} for m in models]
         base = {"base_model": "base"} if method.base == "required" else {}
         steps[step] = {"merge_method": name, "models": listed, "parameters": parameters, **base}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from method_evaluation import apply
 from torch import Tensor
 
-from mergeflow.methods.kernels.protocols import pointwise_kernel
 from mergeflow.methods.kernels.arc import coefficients
+from mergeflow.methods.kernels.protocols import pointwise_kernel
 from mergeflow.methods.kernels.trimming import rescaling
 from mergeflow.methods.ops import OPS
 
