@@ -105,7 +105,7 @@ HOT static void cast_bfloat16(const float *restrict in, uint16_t *restrict out, 
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits = bits_of(in[i]);
         uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* ties to even */
-        out[i] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)nearest;
+        out[i] = (bits & 0x7fffffff) > 0x7f800000 ? 0xffff : (uint16_t)nearest; /* torch's NaN */
     }
 }
 
@@ -116,6 +116,7 @@ HOT static void widen_float16(const uint16_t *restrict in, float *restrict out, 
         uint32_t bits = ((uint32_t)in[i] & 0x7fff) << 13;
         float value = float_of(bits) * 0x1p112f;
         uint32_t magnitude = bits >= 0x0f800000 ? bits | 0x7f800000 : bits_of(value);
+        magnitude |= magnitude > 0x7f800000 ? 0x00400000 : 0; /* a NaN becomes a quiet one */
         out[i] = float_of(magnitude | ((uint32_t)in[i] & 0x8000) << 16);
     }
 }
@@ -128,7 +129,7 @@ HOT static void cast_float16(const float *restrict in, uint16_t *restrict out, i
         uint32_t small = bits_of(float_of(magnitude) + 0.5f) & 0x3fff; /* a subnormal: rounded by the addition */
         uint32_t result = magnitude < 0x38800000 ? small : nearest;
         result = magnitude >= 0x477ff000 ? 0x7c00 : result;
-        result = magnitude > 0x7f800000 ? 0x7e00 : result;
+        result = magnitude > 0x7f800000 ? 0x7e00 | ((magnitude >> 13) & 0x3ff) : result;
         out[i] = (uint16_t)(result | (bits & 0x80000000) >> 16);
     }
 }
