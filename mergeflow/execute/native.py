@@ -33,8 +33,10 @@ from mergeflow.methods.native.statistics import MOST_VECTORS, STATISTICS, SUMS, 
 # Operands of one step: MOST_OPERANDS of blocks.c.
 MOST_OPERANDS = 64
 
-# How much the library reads at a time: two or three inputs of this size fit into the second cache.
+# How much the library reads at a time: two or three inputs of this size fit into the second cache. Where magnitudes are
+# summed lane by lane: the more rows of lanes a part has, the less often the lanes' totals are fetched.
 PART_ELEMENTS = 1 << 17
+TALL_PART_ELEMENTS = 1 << 19
 
 # What leaves the library's call, and is looked at again here, should fit into the third; what is only written to a file
 # need not.
@@ -134,18 +136,21 @@ class _SweepRun:
         self.sinks = [step for step in steps if step.kind == "sink"]
         updates = [step for step in steps if step.kind == "update"]
         self.updates = [step for step in updates if self._op(step) in STATISTICS]
-        taken = [step for step in updates if self._op(step) in SUMS]
-        self.sums = {step.number: SUMS[self._op(step)](self.program.size, len(step.inputs)) for step in taken}
+        summed = [step for step in updates if self._op(step) in SUMS]
+        self.sums = {step.number: SUMS[self._op(step)](self.program.size, len(step.inputs)) for step in summed}
         self.statistics = {step.number: self._statistic(step.number) for step in self.updates}
+        multiplied = [step for step in summed if self.sums[step.number].products]
+        magnitudes = [step for step in summed if not self.sums[step.number].products]
 
         self.plain = self._plain_reads()
-        self.length, part = self._lengths()
-        self.memory = self._make_room([value for step in taken for value in step.inputs], part)
+        self.length, part = self._lengths(is_tall=bool(magnitudes))
+        self.memory = self._make_room([value for step in multiplied for value in step.inputs], part)
         self.call = Call(
             self.program.instructions,
-            [step for step in steps if step.kind in ("widen", "compute")],
+            [step for step in steps if step.kind in ("widen", "compute") or step in magnitudes],
             self.plain,
-            [(self.sums[step.number], step.inputs) for step in taken],
+            [(self.sums[step.number], step.inputs) for step in multiplied],
+            self.sums,
             self.memory,
             evaluation.workspace,
             evaluation.records,
@@ -194,13 +199,14 @@ class _SweepRun:
             found.append(PlainRead(step.result, *place))
         return found
 
-    def _lengths(self) -> tuple[int, int]:
-        """Elements of a block, and of a part of it."""
+    def _lengths(self, *, is_tall: bool) -> tuple[int, int]:
+        """Elements of a block, and of a part of it: many rows of lanes, if it `is_tall`."""
         short = min(self.evaluation.workspace.block_elements, BLOCK_ELEMENTS)
         if not self.plain:
             return self._in_rows(short), self._in_rows(short)
         is_long = not self.stores and not self.updates and short == BLOCK_ELEMENTS
-        return self._in_rows(LONG_BLOCK_ELEMENTS if is_long else short), self._in_rows(min(short, PART_ELEMENTS))
+        length = LONG_BLOCK_ELEMENTS if is_long else short
+        return self._in_rows(length), self._in_rows(min(length, TALL_PART_ELEMENTS if is_tall else PART_ELEMENTS))
 
     def _in_rows(self, elements: int) -> int:
         return block_length(self.program, elements)
@@ -283,7 +289,7 @@ class _SweepRun:
 
     def _sample(self) -> None:
         """Show the statistics a sample spread over the tensor, gathered into one block."""
-        runs = sample_runs(self.program.size, self.program.row, self.length)
+        runs = sample_runs(self.program.size, self.program.row, self.memory.part_elements)
         if not runs:
             return
         elements = sum(length for _, length in runs)

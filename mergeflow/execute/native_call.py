@@ -3,7 +3,7 @@
 Where a value lies decides how its operand advances (`struct operand`):
 
     a tile    what is only computed with: a buffer that never leaves the processor's first cache
-    a part    what is read, or summed over lanes: a buffer that stays in the second cache
+    a part    what is read, or multiplied for a Gram matrix: a buffer that stays in the second cache
     a block   what leaves the call: sinks, stored values, and what other statistics are taken of
 """
 
@@ -24,7 +24,7 @@ from mergeflow.execute.sweep import Step, Value
 from mergeflow.graph.program import Instruction
 from mergeflow.methods.kernels.protocols import Record
 from mergeflow.methods.native import library as native
-from mergeflow.methods.native.operations import DTYPES, NATIVE, WIDEN, Encoded
+from mergeflow.methods.native.operations import DTYPES, MAGNITUDES, NATIVE, WIDEN, Encoded
 from mergeflow.methods.native.statistics import LaneSums
 
 
@@ -63,9 +63,10 @@ class Call:
     """The steps of one pass.
 
     Args:
-        steps: those that widen and compute, in order.
+        steps: those that widen, compute and sum up magnitudes, in order.
         reads: inputs that the library reads; the others are in their buffers when it is called.
-        sums: statistics that the library sums up, with what they are taken of.
+        products: statistics of dot products, with what they are taken of.
+        magnitudes: statistics of magnitudes, by instruction.
         records: statistics known so far, by instruction.
     """
 
@@ -74,7 +75,8 @@ class Call:
         instructions: Sequence[Instruction],
         steps: Sequence[Step],
         reads: Sequence[PlainRead],
-        sums: Sequence[tuple[LaneSums, Sequence[Value]]],
+        products: Sequence[tuple[LaneSums, Sequence[Value]]],
+        magnitudes: Mapping[int, LaneSums],
         memory: Memory,
         workspace: NativeWorkspace,
         records: Mapping[int, Record],
@@ -83,16 +85,17 @@ class Call:
         self._inputs = reads
         self._memory = memory
         self._records = records
+        self._magnitudes = magnitudes
         self._slots = {step.result: step.slot for step in steps}
         self._stride = memory.tile_elements * 4 + TILE_SKEW
         self._tiles = workspace.tiles((max(self._slots.values(), default=-1) + 1) * self._stride)
         self._alive: list[object] = []  # what the structures point to
         self._steps = (native.Step * len(steps))(*[self._step(step) for step in steps])
         self._reads = (native.Read * len(reads))(*[self._read(read) for read in reads])
-        self._sums = (native.Sums * len(sums))(*[self._sum(*it) for it in sums])
+        self._products = (native.Products * len(products))(*[self._product(*it) for it in products])
 
     def run(self, elements: int, start: int, *, reads: bool, sums: bool) -> None:
-        """Computes the block that begins at element `start`.
+        """Computes the block that begins at element `start`; with `sums`, adds it to them.
 
         Raises:
             RunError: an input could not be read.
@@ -103,8 +106,9 @@ class Call:
             len(self._reads) if reads else 0,
             self._steps,
             len(self._steps),
-            self._sums,
-            len(self._sums) if sums else 0,
+            self._products,
+            len(self._products),
+            sums,
             elements,
             start,
             self._memory.part_elements,
@@ -121,6 +125,8 @@ class Call:
         return became_shorter(file) if error < 0 else RunError(f"cannot read {file.path}: {os.strerror(error)}")
 
     def _step(self, step: Step) -> native.Step:
+        if step.kind == "update":
+            return self._magnitude(step)
         assert step.result is not None  # a step that computes has a result
         encoded = Encoded(WIDEN) if step.kind == "widen" else self._encoded(step.number)
         narrow = step.inputs[0].dtype if step.kind == "widen" else step.result.dtype
@@ -140,6 +146,13 @@ class Call:
             numbers.ctypes.data,
         )
 
+    def _magnitude(self, step: Step) -> native.Step:
+        """Magnitudes are summed up among the steps, while what they are of is at hand."""
+        totals = self._magnitudes[step.number].totals
+        self._alive.append(totals)
+        place, dtype = native.Operand(totals.ctypes.data, 0, 0), DTYPES[step.inputs[0].dtype.name]
+        return native.Step(MAGNITUDES, dtype, 1, 0, totals.shape[1], (0, 0), place, self._operands(step.inputs), None)
+
     def _encoded(self, i: int) -> Encoded:
         instruction = self._instructions[i]
         records = [self._records[j] for j in instruction.inputs if j in self._records]
@@ -148,17 +161,12 @@ class Call:
     def _read(self, read: PlainRead) -> native.Read:
         return native.Read(self._operand(read.value), read.offset, read.descriptor, read.value.dtype.itemsize)
 
-    def _sum(self, statistic: LaneSums, values: Sequence[Value]) -> native.Sums:
+    def _product(self, statistic: LaneSums, values: Sequence[Value]) -> native.Products:
         totals = statistic.totals
         dtypes = (ctypes.c_int32 * len(values))(*[DTYPES[value.dtype.name] for value in values])
         self._alive += [statistic, dtypes]
-        return native.Sums(
-            totals.ctypes.data,
-            totals.shape[1],
-            len(values),
-            statistic.products,
-            self._operands(values),
-            ctypes.addressof(dtypes),
+        return native.Products(
+            totals.ctypes.data, totals.shape[1], len(values), self._operands(values), ctypes.addressof(dtypes)
         )
 
     def _operands(self, values: Sequence[Value]) -> ctypes.Array[native.Operand]:

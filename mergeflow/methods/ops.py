@@ -44,7 +44,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
                 "R = D where |D| is among the k largest but not among the t largest, else 0",
                 0.6,
             ),
-            _op("drop", "pointwise", "dropping:drop", "R = D with probability density, else 0", 3.3, random=True),
+            _op("drop", "pointwise", "dropping:drop", "R = D with probability density, else 0", 1.2, random=True),
             _op(
                 "magprune",
                 "rowwise",

@@ -26,7 +26,7 @@ def cast(values: NDArray[np.float32], dtype: str) -> NDArray[np.uint16]:
     target = native.Operand(out.ctypes.data, 2, 2)
     step = native.Step(CAST, DTYPES[dtype], 1, 0, 0, (ctypes.c_uint64 * 2)(), target, inputs, None)
     steps, error, size = (native.Step * 1)(step), ctypes.c_int32(), len(values)
-    assert library.mergeflow_run(None, 0, steps, 1, None, 0, size, 0, size, native.TILE, ctypes.byref(error)) == 0
+    assert library.mergeflow_run(None, 0, steps, 1, None, 0, 1, size, 0, size, native.TILE, ctypes.byref(error)) == 0
     return out
 
 

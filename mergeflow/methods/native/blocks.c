@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define INTERFACE 2 /* library.py */
+#define INTERFACE 4 /* library.py */
 #define TILE 1024
 #define MOST_TILE 32768 /* where an operation needs whole rows, a tile is a row */
 #define MOST_OPERANDS 64
@@ -43,6 +43,7 @@ enum operation {
     VARIANCE,
     SELECT,
     SCE,
+    MAGNITUDES,
 };
 
 /* Where an operand lies. A tile's own buffer is the same for every tile; a part's buffer is `near` bytes further for
@@ -59,11 +60,11 @@ struct read {
     int32_t descriptor, itemsize;
 };
 
-/* Sums over lanes: the dot products of `count` values, or the magnitudes of one (products = 0). */
-struct sums {
+/* The dot products of `count` values, summed over lanes. */
+struct products {
     double *totals;
     int64_t width;
-    int32_t count, products;
+    int32_t count;
     const struct operand *inputs;
     const int32_t *dtypes;
 };
@@ -486,71 +487,6 @@ static void sce(const struct step *step, const float *const *in, float *out, int
     flip(total, signs, out, n);
 }
 
-static char *place(const struct operand *operand, int64_t part, int64_t tile)
-{
-    return operand->at + part * operand->far + tile * operand->near;
-}
-
-static void run_step(const struct step *step, int64_t part, int64_t tile, int64_t n, int64_t start)
-{
-    const float *in[MOST_OPERANDS];
-    char *out = place(&step->out, part, tile);
-    for (int k = 0; k < step->count; k++)
-        in[k] = (const float *)place(&step->inputs[k], part, tile);
-
-    switch (step->operation) {
-    case WIDEN:
-        if (step->dtype == BFLOAT16)
-            widen_bfloat16((const uint16_t *)in[0], (float *)out, n);
-        else if (step->dtype == FLOAT16)
-            widen_float16((const uint16_t *)in[0], (float *)out, n);
-        else
-            memcpy(out, in[0], (size_t)n * 4);
-        break;
-    case CAST:
-        if (step->dtype == BFLOAT16)
-            cast_bfloat16(in[0], (uint16_t *)out, n);
-        else if (step->dtype == FLOAT16)
-            cast_float16(in[0], (uint16_t *)out, n);
-        else
-            memcpy(out, in[0], (size_t)n * 4);
-        break;
-    case SUBTRACT:
-        subtract(in[0], in[1], (float *)out, n);
-        break;
-    case ADD:
-        add(in[0], in[1], (float *)out, n);
-        break;
-    case WEIGHTED_SUM:
-        weighted_sum(in, step->numbers, step->count, (float *)out, n);
-        break;
-    case TRIM:
-        trim(step->numbers, step->index, in[0], (float *)out, start, n);
-        break;
-    case TRIM_OUTLIERS:
-        trim_outliers(step, in[0], (float *)out, start, n);
-        break;
-    case DROP:
-        drop(step, in[0], (float *)out, start, n);
-        break;
-    case MAGPRUNE:
-        magprune(step->words, (const int32_t *)step->numbers, in[0], (float *)out, start, n);
-        break;
-    case VARIANCE:
-        variance(in, step->count, (float *)out, n);
-        break;
-    case SELECT:
-        select_by(step, in[0], in[1], (float *)out, start, n);
-        break;
-    case SCE:
-        sce(step, in, (float *)out, n);
-        break;
-    case CONSENSUS:
-        consensus(step, in, (float *)out, n);
-        break;
-    }
-}
-
 EXPORT int mergeflow_interface(void)
 {
     return INTERFACE;
@@ -666,12 +602,7 @@ HOT static void widen_double(const float *restrict in, double *restrict out, int
         out[i] = in[i];
 }
 
-HOT static void add_magnitudes(const float *restrict in, double *restrict total, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        total[i] += fabs((double)in[i]);
-}
-
+#define LANES 65536 /* kernels/lanes.py */
 #define LANE_TILE 512
 #define MOST_GRAM 16
 
@@ -736,7 +667,7 @@ static void add_few_products(double *totals, const char *const *blocks, int32_t 
     }
 }
 
-static int is_of_one_dtype(const struct sums *sums)
+static int is_of_one_dtype(const struct products *sums)
 {
     for (int k = 1; k < sums->count; k++)
         if (sums->dtypes[k] != sums->dtypes[0])
@@ -744,38 +675,132 @@ static int is_of_one_dtype(const struct sums *sums)
     return sums->dtypes[0] != FLOAT16;
 }
 
-/* The lanes [lane, lane + n) of the elements from `at` on, once. */
-static void add_run(const struct sums *sums, const char *const *blocks, int64_t at, int64_t lane, int64_t n)
+HOT static void add_to_lanes(const float *restrict in, double *restrict total, int64_t n)
 {
-    float buffers[MOST_GRAM][LANE_TILE];
-    const float *in[MOST_GRAM];
-    for (int64_t done = 0; done < n; done += LANE_TILE) {
-        int64_t m = n - done < LANE_TILE ? n - done : LANE_TILE;
-        double *total = sums->totals + lane + done;
-        for (int k = 0; k < sums->count; k++)
-            in[k] = widened(blocks[k], sums->dtypes[k], at + done, buffers[k], m);
-        if (sums->products)
-            add_all_products(in, sums->count, total, sums->width, m);
-        else
-            add_magnitudes(in[0], total, m);
+    for (int64_t i = 0; i < n; i++)
+        total[i] += fabs((double)in[i]);
+}
+
+/* The magnitudes of a tile that begins at element `start`: element i belongs to the lane i modulo the number of lanes
+   (index), whose totals stand in the place of the step's result. A lane adds its elements in rising order. */
+static void add_magnitudes(const struct step *step, const void *in, int64_t start, int64_t n)
+{
+    float buffer[LANE_TILE];
+    double *totals = (double *)step->out.at;
+    for (int64_t at = 0; at < n;) {
+        int64_t lane = (start + at) % step->index, m = n - at;
+        m = m < step->index - lane ? m : step->index - lane;
+        m = m < LANE_TILE ? m : LANE_TILE;
+        add_to_lanes(widened(in, step->dtype, at, buffer, m), totals + lane, m);
+        at += m;
     }
 }
 
-/* Adds a part that begins at element `start` of its tensor: element i belongs to the lane i modulo `width`, and a lane
-   adds its elements in rising order. */
-static void add_sums(const struct sums *sums, const char *const *blocks, int64_t start, int64_t elements)
+/* The products of a part that begins at element `start`. */
+static void add_products_of(const struct products *sums, const char *const *blocks, int64_t start, int64_t elements)
 {
-    int is_few = sums->products && (sums->count == 2 || sums->count == 3) && is_of_one_dtype(sums);
+    float buffers[MOST_GRAM][LANE_TILE];
+    const float *in[MOST_GRAM];
+    int is_few = (sums->count == 2 || sums->count == 3) && is_of_one_dtype(sums);
     if (is_few && start % sums->width == 0) {
         add_few_products(sums->totals, blocks, sums->count, sums->dtypes[0], sums->width, elements);
         return;
     }
     for (int64_t at = 0; at < elements;) {
-        int64_t lane = (start + at) % sums->width, rest = elements - at;
-        int64_t n = rest < sums->width - lane ? rest : sums->width - lane;
-        add_run(sums, blocks, at, lane, n);
-        at += n;
+        int64_t lane = (start + at) % sums->width, m = elements - at;
+        m = m < sums->width - lane ? m : sums->width - lane;
+        m = m < LANE_TILE ? m : LANE_TILE;
+        for (int k = 0; k < sums->count; k++)
+            in[k] = widened(blocks[k], sums->dtypes[k], at, buffers[k], m);
+        add_all_products(in, sums->count, sums->totals + lane, sums->width, m);
+        at += m;
     }
+}
+
+static char *place(const struct operand *operand, int64_t part, int64_t tile)
+{
+    return operand->at + part * operand->far + tile * operand->near;
+}
+
+static void run_step(const struct step *step, int64_t part, int64_t tile, int64_t n, int64_t start,
+                     int is_first)
+{
+    const float *in[MOST_OPERANDS];
+    char *out = place(&step->out, part, tile);
+    for (int k = 0; k < step->count; k++)
+        in[k] = (const float *)place(&step->inputs[k], part, tile);
+
+    switch (step->operation) {
+    case WIDEN:
+        if (step->dtype == BFLOAT16)
+            widen_bfloat16((const uint16_t *)in[0], (float *)out, n);
+        else if (step->dtype == FLOAT16)
+            widen_float16((const uint16_t *)in[0], (float *)out, n);
+        else
+            memcpy(out, in[0], (size_t)n * 4);
+        break;
+    case CAST:
+        if (step->dtype == BFLOAT16)
+            cast_bfloat16(in[0], (uint16_t *)out, n);
+        else if (step->dtype == FLOAT16)
+            cast_float16(in[0], (uint16_t *)out, n);
+        else
+            memcpy(out, in[0], (size_t)n * 4);
+        break;
+    case MAGNITUDES:
+        if (is_first)
+            add_magnitudes(step, in[0], start, n);
+        break;
+    case SUBTRACT:
+        subtract(in[0], in[1], (float *)out, n);
+        break;
+    case ADD:
+        add(in[0], in[1], (float *)out, n);
+        break;
+    case WEIGHTED_SUM:
+        weighted_sum(in, step->numbers, step->count, (float *)out, n);
+        break;
+    case TRIM:
+        trim(step->numbers, step->index, in[0], (float *)out, start, n);
+        break;
+    case TRIM_OUTLIERS:
+        trim_outliers(step, in[0], (float *)out, start, n);
+        break;
+    case DROP:
+        drop(step, in[0], (float *)out, start, n);
+        break;
+    case MAGPRUNE:
+        magprune(step->words, (const int32_t *)step->numbers, in[0], (float *)out, start, n);
+        break;
+    case VARIANCE:
+        variance(in, step->count, (float *)out, n);
+        break;
+    case SELECT:
+        select_by(step, in[0], in[1], (float *)out, start, n);
+        break;
+    case SCE:
+        sce(step, in, (float *)out, n);
+        break;
+    case CONSENSUS:
+        consensus(step, in, (float *)out, n);
+        break;
+    }
+}
+
+/* Runs the tiles of a part that begins at element `start`.
+
+   Tiles of the same lanes follow on each other, so that the lanes' totals stay in the first cache. A lane still adds its
+   elements in rising order, and nothing else depends on the order of tiles. */
+static void run_tiles(const struct step *steps, int32_t count, int64_t part, int64_t length, int64_t start,
+                      int64_t tile_elements, int is_first)
+{
+    int64_t row = LANES % tile_elements == 0 && start % LANES == 0 ? LANES : length;
+    for (int64_t lane = 0; lane < row && lane < length; lane += tile_elements)
+        for (int64_t tile = lane; tile < length; tile += row) {
+            int64_t n = length - tile < tile_elements ? length - tile : tile_elements;
+            for (int32_t s = 0; s < count; s++)
+                run_step(&steps[s], part, tile, n, start + tile, is_first);
+        }
 }
 
 static int read_all(const struct read *read, int64_t part, int64_t start, int64_t elements)
@@ -793,29 +818,26 @@ static int read_all(const struct read *read, int64_t part, int64_t start, int64_
     return 0;
 }
 
-/* Runs a pass over one block of `elements`, the first of which is number `start` of its tensor, part by part.
+/* Runs a pass over one block of `elements`, the first of which is number `start` of its tensor, part by part. Sums are
+   added to only where the pass `is_first`.
 
    Returns 0; else which input could not be read, counted from 1, with the reason in `error`: an errno, or -1 where the
    file ended. */
 EXPORT int32_t mergeflow_run(const struct read *reads, int32_t read_count, const struct step *steps, int32_t step_count,
-                             const struct sums *sums, int32_t sums_count, int64_t elements, int64_t start,
-                             int64_t part_elements, int64_t tile_elements, int32_t *error)
+                             const struct products *sums, int32_t sums_count, int32_t is_first, int64_t elements,
+                             int64_t start, int64_t part_elements, int64_t tile_elements, int32_t *error)
 {
     for (int64_t part = 0; part < elements; part += part_elements) {
         int64_t length = elements - part < part_elements ? elements - part : part_elements;
         for (int32_t r = 0; r < read_count; r++)
             if ((*error = read_all(&reads[r], part, start + part, length)) != 0)
                 return r + 1;
-        for (int64_t tile = 0; tile < length; tile += tile_elements) {
-            int64_t n = length - tile < tile_elements ? length - tile : tile_elements;
-            for (int32_t s = 0; s < step_count; s++)
-                run_step(&steps[s], part, tile, n, start + part + tile);
-        }
-        for (int32_t s = 0; s < sums_count; s++) {
+        run_tiles(steps, step_count, part, length, start + part, tile_elements, is_first);
+        for (int32_t s = 0; is_first && s < sums_count; s++) {
             const char *blocks[MOST_GRAM];
             for (int k = 0; k < sums[s].count; k++)
                 blocks[k] = place(&sums[s].inputs[k], part, 0);
-            add_sums(&sums[s], blocks, start + part, length);
+            add_products_of(&sums[s], blocks, start + part, length);
         }
     }
     return 0;

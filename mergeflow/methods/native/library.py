@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 # Counts up with blocks.c whenever a structure or a function's arguments change: an old build is not called.
-INTERFACE = 2
+INTERFACE = 4
 
 TILE = 1024
 MOST_TILE = 32768
@@ -35,14 +35,13 @@ class Read(ctypes.Structure):
     _fields_ = (("buffer", Operand), ("offset", _LONG), ("descriptor", _INT), ("itemsize", _INT))
 
 
-class Sums(ctypes.Structure):
-    """`struct sums` of blocks.c: dot products or magnitudes, summed over lanes."""
+class Products(ctypes.Structure):
+    """`struct products` of blocks.c: dot products, summed over lanes."""
 
     _fields_ = (
         ("totals", _POINTER),
         ("width", _LONG),
         ("count", _INT),
-        ("products", _INT),
         ("inputs", ctypes.POINTER(Operand)),
         ("dtypes", _POINTER),
     )
@@ -78,7 +77,8 @@ _SIGNATURES = {
             _INT,
             ctypes.POINTER(Step),
             _INT,
-            ctypes.POINTER(Sums),
+            ctypes.POINTER(Products),
+            _INT,
             _INT,
             _LONG,
             _LONG,

@@ -23,7 +23,7 @@ from mergeflow.methods.values import flag, number, numbers, real, text, whole
 
 # enum operation of blocks.c
 WIDEN, CAST, SUBTRACT, ADD, WEIGHTED_SUM, TRIM, CONSENSUS = range(7)
-TRIM_OUTLIERS, DROP, MAGPRUNE, VARIANCE, SELECT, SCE = range(7, 13)
+TRIM_OUTLIERS, DROP, MAGPRUNE, VARIANCE, SELECT, SCE, MAGNITUDES = range(7, 14)
 
 # enum dtype of blocks.c
 DTYPES: Mapping[str, int] = MappingProxyType({"float32": 0, "bfloat16": 1, "float16": 2})
