@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mergeflow.execute.checking import NonFinite
+from mergeflow.execute.checking import NonFinite, OutputChecks
 from mergeflow.execute.destination import Destination
-from mergeflow.execute.inputs import CachedTensor, InputBytes
+from mergeflow.execute.inputs import CachedTensor, InputBytes, Inputs
 from mergeflow.execute.kept import KeptValues
 from mergeflow.execute.native import NativeEvaluation, is_native
 from mergeflow.execute.native_buffers import NativeWorkspace
@@ -25,17 +26,18 @@ if TYPE_CHECKING:
     from mergeflow.execute.buffers import Workspace
 
 
-class Evaluated(Protocol):
-    """What is known of a program when it has been evaluated."""
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What is known of a program when it has been evaluated.
 
-    @property
-    def cache_bytes_read(self) -> int: ...
+    Args:
+        same_as: for each sink, the inputs that it equals, byte for byte.
+        not_finite: for each sink that has one, its first NaN or infinity.
+    """
 
-    @property
-    def same_as(self) -> Mapping[int, set[int]]: ...
-
-    @property
-    def not_finite(self) -> Mapping[int, NonFinite]: ...
+    cache_bytes_read: int
+    same_as: Mapping[int, set[int]]
+    not_finite: Mapping[int, NonFinite]
 
 
 def needs_torch(program: Program, device: str) -> bool:
@@ -72,7 +74,7 @@ def _natively(
     with KeptValues(storage, workspace.arena(storage.arena_bytes), settings.scratch) as kept:
         evaluation = NativeEvaluation(program, workspace, files, kept, cached, destination, moved)
         evaluation.run()
-    return evaluation
+    return _evaluated(evaluation.inputs, evaluation.checks)
 
 
 def _with_torch(
@@ -91,7 +93,11 @@ def _with_torch(
     with own_methods_reported(program), KeptValues(storage, arena, settings.scratch) as kept:
         evaluation = Evaluation(program, workspace, files, kept, cached, destination, moved)
         evaluation.run()
-    return evaluation
+    return _evaluated(evaluation.inputs, evaluation.checks)
+
+
+def _evaluated(inputs: Inputs, checks: OutputChecks) -> Evaluated:
+    return Evaluated(inputs.cache_bytes_read, checks.same_as, checks.not_finite)
 
 
 # A thread keeps its buffers from one task to the next: allocating them for every task costs more than a small task.

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 
 from mergeflow.execute.blocks import Blocks
 from mergeflow.execute.buffers import Workspace, memory, torch_dtype
-from mergeflow.execute.checking import NonFinite, OutputChecks
+from mergeflow.execute.checking import OutputChecks
 from mergeflow.execute.destination import Destination
 from mergeflow.execute.finite import find_non_finite
 from mergeflow.execute.inputs import CachedTensor, InputBytes, Inputs
 from mergeflow.execute.kept import KeptValues
+from mergeflow.execute.passes import known_records, visits
 from mergeflow.execute.sampling import sample_runs
 from mergeflow.execute.sweep import Step, Sweep, Value, operand_dtype, plan_sweep
 from mergeflow.execute.whole import WholeValues
@@ -67,25 +67,10 @@ class Evaluation:
             find_non_finite,
         )
 
-    @property
-    def cache_bytes_read(self) -> int:
-        """Bytes read from the cache."""
-        return self.inputs.cache_bytes_read
-
-    @property
-    def same_as(self) -> Mapping[int, set[int]]:
-        """For each sink, the inputs that it equals, byte for byte."""
-        return self.checks.same_as
-
-    @property
-    def not_finite(self) -> Mapping[int, NonFinite]:
-        """For each sink that has one, its first NaN or infinity."""
-        return self.checks.not_finite
-
     def run(self) -> None:
         """Evaluate every pass; results are at their destination when this returns."""
         instructions = self.program.instructions
-        self.records = {i: cast(Record, it.record) for i, it in enumerate(instructions) if it.record is not None}
+        self.records = known_records(self.program)
         seen: set[int] = set()
         for sweep in self.program.passes:
             again = _SweepRun(self, sweep, frozenset(seen))
@@ -114,7 +99,8 @@ class _SweepRun:
         pending = dict(self.statistics)
         first = True
         while first or pending:
-            self._over_blocks(pending, first=first)
+            for start, elements, asking in visits(self.program.size, self.length, pending, first=first):
+                self._block(start, elements, asking, sinks=first)
             for i, statistic in list(pending.items()):
                 record = statistic.finish()
                 if record is not None:
@@ -130,14 +116,6 @@ class _SweepRun:
         read_before = self.evaluation.files.bytes_read
         self.evaluation.wholes.compute(i, self.evaluation.records)
         self.evaluation.moved(self.evaluation.files.bytes_read - read_before, 0)
-
-    def _over_blocks(self, pending: Mapping[int, Statistic], *, first: bool) -> None:
-        size = self.program.size
-        for start in range(0, size, self.length):
-            elements = min(self.length, size - start)
-            asking = {i: s for i, s in pending.items() if s.wanted.start < start + elements and start < s.wanted.stop}
-            if first or asking:
-                self._block(start, elements, asking, sinks=first)
 
     def _block(self, start: int, elements: int, pending: Mapping[int, Statistic], *, sinks: bool) -> None:
         values: dict[Value, torch.Tensor] = {}

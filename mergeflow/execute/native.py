@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from mergeflow.dtypes import DType
-from mergeflow.execute.checking import NonFinite, OutputChecks
+from mergeflow.execute.checking import OutputChecks
 from mergeflow.execute.destination import Destination
 from mergeflow.execute.inputs import CachedTensor, InputBytes, Inputs
 from mergeflow.execute.kept import KeptValues
 from mergeflow.execute.native_buffers import NativeWorkspace, address, copy
-from mergeflow.execute.native_call import Call, Memory, PlainRead, library, narrow_statistics
+from mergeflow.execute.native_call import Call, Memory, PlainRead, narrow_statistics
+from mergeflow.execute.passes import known_records, visits
 from mergeflow.execute.sampling import sample_runs
 from mergeflow.execute.sweep import Step, Value, plan_sweep
 from mergeflow.graph.memory import block_length
@@ -74,7 +74,7 @@ def find_non_finite(block: memoryview, dtype: DType) -> int | None:
     """Index of the first NaN or infinity of numbers in memory; None when there is none, or they are no floats."""
     if not dtype.is_float or len(block) == 0:
         return None
-    found = library().mergeflow_first_non_finite(address(block), DTYPES[dtype.name], len(block) // dtype.itemsize)
+    found = native.loaded().mergeflow_first_non_finite(address(block), DTYPES[dtype.name], len(block) // dtype.itemsize)
     return found if found >= 0 else None
 
 
@@ -101,25 +101,9 @@ class NativeEvaluation:
             find_non_finite,
         )
 
-    @property
-    def cache_bytes_read(self) -> int:
-        """Bytes read from the cache."""
-        return self.inputs.cache_bytes_read
-
-    @property
-    def same_as(self) -> Mapping[int, set[int]]:
-        """For each sink, the inputs that it equals, byte for byte."""
-        return self.checks.same_as
-
-    @property
-    def not_finite(self) -> Mapping[int, NonFinite]:
-        """For each sink that has one, its first NaN or infinity."""
-        return self.checks.not_finite
-
     def run(self) -> None:
         """Evaluate every pass; results are at their destination when this returns."""
-        instructions = self.program.instructions
-        self.records = {i: cast(Record, it.record) for i, it in enumerate(instructions) if it.record is not None}
+        self.records = known_records(self.program)
         for sweep in self.program.passes:
             _SweepRun(self, sweep).run()
 
@@ -159,12 +143,12 @@ class _SweepRun:
     def run(self) -> None:
         if any(statistic.needs_sample for statistic in self.statistics.values()):
             self._sample()
-        self._over_blocks(self.statistics, first=True)
+        self._visit(self.statistics, first=True)
         for i, sums in self.sums.items():
             self._record(i, sums.finish())
         pending = self._still_pending(self.statistics)
         while pending:
-            self._over_blocks(pending, first=False)
+            self._visit(pending, first=False)
             pending = self._still_pending(pending)
 
     def _still_pending(self, statistics: Mapping[int, NativeStatistic]) -> dict[int, NativeStatistic]:
@@ -227,13 +211,9 @@ class _SweepRun:
         }
         return Memory(blocks, parts, part, self.program.row or native.TILE)
 
-    def _over_blocks(self, pending: Mapping[int, NativeStatistic], *, first: bool) -> None:
-        size = self.program.size
-        for start in range(0, size, self.length):
-            elements = min(self.length, size - start)
-            asking = {i: s for i, s in pending.items() if s.wanted.start < start + elements and start < s.wanted.stop}
-            if first or asking:
-                self._block(start, elements, asking, first=first)
+    def _visit(self, pending: Mapping[int, NativeStatistic], *, first: bool) -> None:
+        for start, elements, asking in visits(self.program.size, self.length, pending, first=first):
+            self._block(start, elements, asking, first=first)
 
     def _block(self, start: int, elements: int, asking: Mapping[int, NativeStatistic], *, first: bool) -> None:
         read_before = self.evaluation.files.bytes_read

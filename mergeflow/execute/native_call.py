@@ -101,7 +101,7 @@ class Call:
             RunError: an input could not be read.
         """
         error = ctypes.c_int32()
-        failed = library().mergeflow_run(
+        failed = native.loaded().mergeflow_run(
             self._reads,
             len(self._reads) if reads else 0,
             self._steps,
@@ -193,10 +193,3 @@ def narrow_statistics(steps: Sequence[Step]) -> list[Step]:
 
 def _taken_of(narrow: Mapping[Value | None, Value], step: Step) -> Step:
     return replace(step, inputs=tuple(narrow.get(value, value) for value in step.inputs))
-
-
-def library() -> ctypes.CDLL:
-    """The library, for those who know that it is there."""
-    found = native.library()
-    assert found is not None  # `native.has_kernels` was asked first
-    return found

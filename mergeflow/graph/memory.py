@@ -102,17 +102,16 @@ def allocate(program: Program, share_bytes: int, *, retain_inputs: bool = True) 
     """Where the kept values of a program lie: stored values first, then the inputs read most often.
 
     Values whose passes do not overlap share the same bytes, of the arena and of the scratch file alike. Inputs that do
-    not fit are not kept at all.
+    not fit are not kept at all, and none are unless `retain_inputs`.
     """
     placed: list[tuple[Keep, int, int]] = []
-    for i, first, last, is_input in _wishes(program):
+    wishes = [wish for wish in _wishes(program) if retain_inputs or not wish[3]]
+    for i, first, last, is_input in wishes:
         dtype = program.instructions[i].dtype
         assert dtype is not None  # only tensors are kept
         nbytes = -(-program.size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         alive = [keep for keep, start, end in placed if start <= last and first <= end]
         offset = _first_gap([keep for keep in alive if keep.home == "memory"], nbytes)
-        if is_input and not retain_inputs:
-            continue
         if offset + nbytes <= share_bytes:
             placed.append((Keep(i, "memory", offset, nbytes), first, last))
         elif not is_input:

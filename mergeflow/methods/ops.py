@@ -227,7 +227,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
             _op(
                 "largest_share",
                 "statistic",
-                "disagreement:LargestShare",
+                "order_statistics:LargestShare",
                 "threshold = the k-th largest |X|, k = share * the number of X that are not 0; cut as of kth_magnitude",
                 1.8,
             ),

@@ -47,7 +47,7 @@ def lower_consensus_ties(call: Call, emit: Emit) -> Handle:
     if not voters or call.size == 0 or scale == 0.0:
         return base
 
-    trimmed = [trim(delta_of(operand, base, emit), operand, call.size, False, emit) for operand, _ in voters]
+    trimmed = [trim(delta_of(operand, base, emit), operand, call, False, emit) for operand, _ in voters]
     weights = [weight for _, weight in voters]
     total = _elected(trimmed, weights, False, emit)
     merged = _elected(trimmed, weights, True, emit) if flag(call.parameters, "normalize") else total

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from mergeflow.methods.combination import combine
 from mergeflow.methods.schema import Call, Emit, Handle, Method, Operand, Parameter
-from mergeflow.methods.sparsify import keep_largest, restore_l1, survivors
+from mergeflow.methods.sparsify import Thinning, sparsify, survivors
 from mergeflow.methods.task_arithmetic import base_of, delta_of
 from mergeflow.methods.values import flag, number, text
 
@@ -29,7 +29,7 @@ def lower(call: Call, emit: Emit) -> Handle:
         return base
 
     rescale = flag(call.parameters, "rescale")
-    trimmed = [trim(delta_of(operand, base, emit), operand, call.size, rescale, emit) for operand, _ in voters]
+    trimmed = [trim(delta_of(operand, base, emit), operand, call, rescale, emit) for operand, _ in voters]
     weights = [weight for _, weight in voters]
     return emit("add", [base, elect(trimmed, weights, call, emit)])
 
@@ -39,14 +39,12 @@ def kept(operand: Operand, size: int) -> int:
     return survivors(number(operand.parameters, "density"), size)
 
 
-def trim(delta: Handle, operand: Operand, size: int, rescale: bool, emit: Emit) -> Handle:
+def trim(delta: Handle, operand: Operand, call: Call, rescale: bool, emit: Emit) -> Handle:
     """The delta with all but its largest magnitudes zeroed and, if asked, its sum of magnitudes restored."""
-    k = kept(operand, size)
-    if k == size:
-        return delta
-
-    trimmed = keep_largest(delta, k, emit)
-    return restore_l1(trimmed, delta, emit) if rescale else trimmed
+    thinning = Thinning(number(operand.parameters, "density"), rescale="l1" if rescale else None)
+    trimmed = sparsify("magnitude", delta, thinning, call, emit)
+    assert trimmed is not None  # an operand of which nothing is kept does not get here
+    return trimmed
 
 
 def elect(deltas: list[Handle], weights: list[float], call: Call, emit: Emit) -> Handle:

@@ -7,12 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mergeflow.methods.kernels.order_statistics import TorchMagnitudes
 from mergeflow.methods.kernels.protocols import Record, Scratch
-from mergeflow.methods.kernels.rank_search import MOST_HELD
-from mergeflow.methods.kernels.share_search import ShareSearch
 from mergeflow.methods.kernels.trimming import trim
-from mergeflow.methods.values import number
 
 
 def variance(
@@ -58,37 +54,6 @@ def select(
     delta, variances = blocks
     trim([variances], records, parameters, out, scratch, start)
     out.sign_().mul_(delta)
-
-
-class LargestShare:
-    """The k-th largest |X|, k = trunc(share * the number of entries that are not 0): as `KthMagnitude`'s record."""
-
-    def __init__(self, size: int, parameters: Mapping[str, object], most_held: int = MOST_HELD) -> None:
-        self._search = ShareSearch(size, number(parameters, "share"), most_held)
-
-    @property
-    def needs_sample(self) -> bool:
-        """Small tensors need none."""
-        return self._search.needs_sample
-
-    @property
-    def wanted(self) -> range:
-        """What the next pass must bring."""
-        return self._search.wanted
-
-    def sample(self, blocks: Sequence[Tensor]) -> None:
-        """Takes a sample (s,) of the tensor, in rising order of index."""
-        (block,) = blocks
-        self._search.sample(block.abs().cpu().numpy())
-
-    def update(self, start: int, blocks: Sequence[Tensor], scratch: Scratch) -> None:
-        """Takes one block (n,)."""
-        (block,) = blocks
-        self._search.update(start, TorchMagnitudes(block, scratch))
-
-    def finish(self) -> Record | None:
-        """The record; None when `wanted` must be read (again)."""
-        return self._search.finish()
 
 
 def _as_float64(buffer: Tensor, count: int) -> Tensor:

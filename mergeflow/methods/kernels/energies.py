@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from mergeflow.methods.kernels.gram_matrix import entries
 from mergeflow.methods.kernels.protocols import Record
 
 # mergekit's bounds for SCE: less energy than this in all is taken for noise, and no element is divided by less.
@@ -14,10 +15,6 @@ SMALLEST_WEIGHT = 1e-6
 
 def energy_shares(grams: Sequence[Record], size: int) -> list[float]:
     """mean(D_i^2) of each model by the sum of them all; equal shares where that sum is below 1e-6."""
-    energies = []
-    for record in grams:
-        gram = record["gram"]
-        assert isinstance(gram, Sequence)  # what the statistic of that name makes
-        energies.append(gram[0] / size)
+    energies = [entries(record)[0] / size for record in grams]
     total = math.fsum(energies) if all(math.isfinite(energy) for energy in energies) else math.nan
     return [1.0 / len(energies) if total < SMALLEST_ENERGY else energy / total for energy in energies]

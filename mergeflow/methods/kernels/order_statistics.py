@@ -1,4 +1,4 @@
-"""The exact k-th largest magnitude of torch tensors; `rank_search` says how it is found."""
+"""The exact k-th largest magnitude of torch tensors; `rank_search` and `share_search` say how it is found."""
 
 from __future__ import annotations
 
@@ -9,27 +9,16 @@ import torch
 from torch import Tensor
 
 from mergeflow.methods.kernels.bracket import Magnitudes
-from mergeflow.methods.kernels.protocols import Record, Scratch
+from mergeflow.methods.kernels.protocols import Scratch
 from mergeflow.methods.kernels.rank_search import MOST_HELD, RankSearch
+from mergeflow.methods.kernels.search_statistic import Search, SearchStatistic
+from mergeflow.methods.kernels.share_search import ShareSearch
 from mergeflow.methods.kernels.tally import Counts, compare
-from mergeflow.methods.values import whole
+from mergeflow.methods.values import number, whole
 
 
-class KthMagnitude:
-    """The k-th largest |D| of one tensor: record {"threshold": float, "cut": int}. Parameter: k, at least 1."""
-
-    def __init__(self, size: int, parameters: Mapping[str, object], most_held: int = MOST_HELD) -> None:
-        self._search = RankSearch(size, whole(parameters, "k"), most_held)
-
-    @property
-    def needs_sample(self) -> bool:
-        """Small tensors need none."""
-        return self._search.needs_sample
-
-    @property
-    def wanted(self) -> range:
-        """What the next pass must bring."""
-        return self._search.wanted
+class TorchSearch(SearchStatistic[Search]):
+    """An order statistic of one tensor's magnitudes."""
 
     def sample(self, blocks: Sequence[Tensor]) -> None:
         """Takes a sample (s,) of the tensor, in rising order of index."""
@@ -41,9 +30,19 @@ class KthMagnitude:
         (block,) = blocks
         self._search.update(start, TorchMagnitudes(block, scratch))
 
-    def finish(self) -> Record | None:
-        """The record; None when `wanted` must be read (again)."""
-        return self._search.finish()
+
+class KthMagnitude(TorchSearch[RankSearch]):
+    """The k-th largest |D| of one tensor: record {"threshold": float, "cut": int}. Parameter: k, at least 1."""
+
+    def __init__(self, size: int, parameters: Mapping[str, object], most_held: int = MOST_HELD) -> None:
+        super().__init__(RankSearch(size, whole(parameters, "k"), most_held))
+
+
+class LargestShare(TorchSearch[ShareSearch]):
+    """The k-th largest |X|, k = trunc(share * the number of entries that are not 0): the same record."""
+
+    def __init__(self, size: int, parameters: Mapping[str, object], most_held: int = MOST_HELD) -> None:
+        super().__init__(ShareSearch(size, number(parameters, "share"), most_held))
 
 
 class TorchMagnitudes:

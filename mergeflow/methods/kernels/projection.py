@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from mergeflow.methods.kernels.elementwise import add_weighed
+from mergeflow.methods.kernels.gram_matrix import entries
 from mergeflow.methods.kernels.protocols import Record, Scratch
 from mergeflow.methods.values import number
 
@@ -25,10 +26,8 @@ def perpendicular(
     The record is the Gram matrix of both as whole tensors. Computed as (1 - alpha * p) * X + alpha * Y.
     """
     (record,) = records
-    gram = record["gram"]
-    assert isinstance(gram, Sequence)
     alpha = number(parameters, "alpha")
-    add_weighed(blocks, (1.0 - alpha * share(gram), alpha), out, scratch)
+    add_weighed(blocks, (1.0 - alpha * share(entries(record)), alpha), out, scratch)
 
 
 def share(gram: Sequence[float]) -> float:

@@ -105,6 +105,13 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def loaded() -> ctypes.CDLL:
+    """The library, for those who know that it is there."""
+    found = library()
+    assert found is not None  # `execute.native.has_kernels` was asked first
+    return found
+
+
 def _loaded(path: Path) -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(path))

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,17 @@ from numpy.typing import NDArray
 from mergeflow.methods.kernels.lanes import LANES, fold
 from mergeflow.methods.kernels.protocols import Record
 from mergeflow.methods.kernels.rank_search import RankSearch
+from mergeflow.methods.kernels.search_statistic import Search, SearchStatistic
 from mergeflow.methods.kernels.share_search import ShareSearch
 from mergeflow.methods.kernels.tally import Counts
 from mergeflow.methods.native.library import Counts as NativeCounts
-from mergeflow.methods.native.library import library
+from mergeflow.methods.native.library import loaded
 from mergeflow.methods.values import number, whole
+
+MOST_VECTORS = 16  # MOST_GRAM of blocks.c
+
+# Bytes of a number, by its dtype in blocks.c.
+ITEMSIZES = (4, 2, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +35,19 @@ class Block:
     dtype: int
     count: int
 
+    def part(self, begin: int, end: int) -> Block:
+        """The elements [begin, end)."""
+        return Block(self.address + begin * ITEMSIZES[self.dtype], self.dtype, end - begin)
+
     def widened(self) -> NDArray[np.float32]:
         """A float32 copy (count,)."""
-        return widened(self, 0, self.count)
-
-
-MOST_VECTORS = 16  # MOST_GRAM of blocks.c
-
-# Bytes of a number, by its dtype in blocks.c.
-ITEMSIZES = (4, 2, 2)
-
-
-Searched = TypeVar("Searched", RankSearch, ShareSearch)
+        out = np.empty(self.count, dtype=np.float32)
+        loaded().mergeflow_widen(self.address, self.dtype, out.ctypes.data, self.count)
+        return out
 
 
 class NativeStatistic(Protocol):
-    """As `kernels.protocols.Statistic`, of blocks whose start is a multiple of LANES."""
+    """As `kernels.protocols.Statistic`, of native blocks."""
 
     @property
     def needs_sample(self) -> bool: ...
@@ -97,21 +100,8 @@ class MagnitudeSum(LaneSums):
         return {"sum": self.folded()[0]}
 
 
-class _Search(Generic[Searched]):
-    """An order statistic of one tensor's magnitudes: the search for it, shown native blocks."""
-
-    def __init__(self, search: Searched) -> None:
-        self._search: Searched = search
-
-    @property
-    def needs_sample(self) -> bool:
-        """Small tensors need none."""
-        return self._search.needs_sample
-
-    @property
-    def wanted(self) -> range:
-        """What the next pass must bring."""
-        return self._search.wanted
+class _NativeSearch(SearchStatistic[Search]):
+    """An order statistic of one tensor's magnitudes."""
 
     def sample(self, blocks: Sequence[Block]) -> None:
         """Takes a sample (s,) of the tensor, in rising order of index."""
@@ -121,19 +111,15 @@ class _Search(Generic[Searched]):
         """Takes one block."""
         self._search.update(start, _Magnitudes(blocks[0]))
 
-    def finish(self) -> Record | None:
-        """The record; None when `wanted` must be read (again)."""
-        return self._search.finish()
-
 
 def kth_magnitude(size: int, parameters: Mapping[str, object]) -> NativeStatistic:
     """The k-th largest |D|: record {"threshold": float, "cut": int}. Parameter: k, at least 1."""
-    return _Search(RankSearch(size, whole(parameters, "k")))
+    return _NativeSearch(RankSearch(size, whole(parameters, "k")))
 
 
 def largest_share(size: int, parameters: Mapping[str, object]) -> NativeStatistic:
     """The k-th largest |X|, k a share of those that are not 0: the same record. Parameter: share."""
-    return _Search(ShareSearch(size, number(parameters, "share")))
+    return _NativeSearch(ShareSearch(size, number(parameters, "share")))
 
 
 class _Magnitudes:
@@ -149,38 +135,20 @@ class _Magnitudes:
         return self._block.count
 
     def count_present(self) -> int:
-        return int(np.count_nonzero(widened(self._block, 0, self._block.count)))
+        return int(np.count_nonzero(self._block.widened()))
 
     def on_host(self, begin: int, end: int) -> NDArray[np.float32]:
-        values = widened(self._block, begin, end)
+        values = self._block.part(begin, end).widened()
         return np.abs(values, out=values)
 
     def compare(self, begin: int, end: int, low: float, high: float) -> Counts:
-        part = _part(self._block, begin, end)
+        part = self._block.part(begin, end)
         inside = np.empty(part.count + 1, dtype=np.float32)
         counts = NativeCounts()
-        _native().mergeflow_compare(
+        loaded().mergeflow_compare(
             part.address, part.dtype, part.count, low, high, ctypes.byref(counts), inside.ctypes.data
         )
         return Counts(counts.above, counts.at_high, counts.at_low, inside[: counts.inside].copy())
-
-
-def _part(block: Block, begin: int, end: int) -> Block:
-    return Block(block.address + begin * ITEMSIZES[block.dtype], block.dtype, end - begin)
-
-
-def widened(block: Block, begin: int, end: int) -> NDArray[np.float32]:
-    """A float32 copy of the elements [begin, end)."""
-    part = _part(block, begin, end)
-    out = np.empty(part.count, dtype=np.float32)
-    _native().mergeflow_widen(part.address, part.dtype, out.ctypes.data, part.count)
-    return out
-
-
-def _native() -> ctypes.CDLL:
-    found = library()
-    assert found is not None  # whoever makes a native statistic has looked
-    return found
 
 
 SUMS: Mapping[str, type[Gram | MagnitudeSum]] = MappingProxyType({"gram": Gram, "magnitude_sum": MagnitudeSum})
