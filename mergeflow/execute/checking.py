@@ -9,7 +9,7 @@ import numpy as np
 
 from mergeflow.dtypes import DType
 from mergeflow.execute.inputs import ReadInput
-from mergeflow.graph.program import Program
+from mergeflow.graph.program import READ, Program
 
 COMPARED_FIRST = 4096
 
@@ -81,7 +81,7 @@ class OutputChecks:
             inputs = set(instructions[waiting.pop()].inputs) - found
             found |= inputs
             waiting += inputs
-        return (j for j in sorted(found) if instructions[j].kind in ("load", "cached"))
+        return (j for j in sorted(found) if instructions[j].kind in READ)
 
     def _has_non_finite(self, i: int) -> bool:
         """Whether an input has a NaN or infinity, anywhere: a statistic carries it to every element of the result."""

@@ -55,8 +55,8 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate a program on this thread; its results are at their destination when this returns."""
     for instruction in program.instructions:
-        if instruction.source is not None:
-            files.will_read(instruction.source)
+        for source in instruction.sources():
+            files.will_read(source)
     run = _with_torch if needs_torch(program, settings.device) else _natively
     return run(program, settings, files, cached, destination, moved)
 

@@ -23,7 +23,7 @@ from mergeflow.execute.sampling import sample_runs
 from mergeflow.execute.sweep import Step, Sweep, Value, operand_dtype, plan_sweep
 from mergeflow.execute.whole import WholeValues
 from mergeflow.graph.memory import block_length
-from mergeflow.graph.program import Pass, Program
+from mergeflow.graph.program import READ, Pass, Program
 from mergeflow.methods.kernels.protocols import (
     PointwiseKernel,
     Record,
@@ -75,7 +75,7 @@ class Evaluation:
         for sweep in self.program.passes:
             again = _SweepRun(self, sweep, frozenset(seen))
             again.run()
-            seen |= {i for i in sweep.evaluate if instructions[i].kind in ("load", "cached")}
+            seen |= {i for i in sweep.evaluate if instructions[i].kind in READ}
 
 
 class _SweepRun:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-from mergeflow.graph.program import Program
+from mergeflow.graph.program import Program, Reading
+from mergeflow.methods.ops import OPS
+from mergeflow.methods.views.protocols import View, view_kernel
 from mergeflow.models.records import TensorSource
 
 # Reads bytes of an input instruction, from an element on.
@@ -43,6 +46,7 @@ class Inputs:
         self._files = files
         self._cached = cached
         self._readers: dict[int, CachedTensor] = {}
+        self._views: dict[int, View] = {}
 
     @property
     def bytes_read(self) -> int:
@@ -55,7 +59,56 @@ class Inputs:
         if instruction.source is not None:
             self._files.read(instruction.source, start * instruction.source.dtype.itemsize, out)
             return
+        if instruction.reading is not None:
+            if i not in self._views:
+                self._views[i] = self._open(instruction.reading)
+            self._views[i].read(start, out)
+            return
         if i not in self._readers:
             self._readers[i] = self._cached(instruction.key)
         self._readers[i].read_into(start, out)
         self.cache_bytes_read += len(out)
+
+    def _open(self, reading: Reading) -> View:
+        """A view, or a part of one, ready to be read."""
+        if reading.source is not None:
+            return _InFile(self._files, reading.source)
+        if not reading.parts:
+            return _InCache(self, self._cached(reading.key))
+        parts = [_Part(self._open(part), part.dtype.name, part.shape) for part in reading.parts]
+        return view_kernel(OPS[reading.op])(parts, reading.parameters, reading.dtype.name, reading.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a view, as the view's kernel sees it."""
+
+    view: View
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self, start: int, out: memoryview) -> None:
+        self.view.read(start, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _InFile:
+    """A tensor of a file, as a part of a view."""
+
+    files: InputBytes
+    source: TensorSource
+
+    def read(self, start: int, out: memoryview) -> None:
+        self.files.read(self.source, start * self.source.dtype.itemsize, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _InCache:
+    """A tensor of the cache, as a part of a view."""
+
+    inputs: Inputs
+    tensor: CachedTensor
+
+    def read(self, start: int, out: memoryview) -> None:
+        self.tensor.read_into(start, out)
+        self.inputs.cache_bytes_read += len(out)

@@ -24,7 +24,7 @@ from mergeflow.execute.sampling import sample_runs
 from mergeflow.execute.sweep import Step, Value, plan_sweep
 from mergeflow.graph.memory import block_length
 from mergeflow.graph.nodes import Node
-from mergeflow.graph.program import Instruction, Pass, Program
+from mergeflow.graph.program import READ, Instruction, Pass, Program
 from mergeflow.methods.kernels.protocols import Record
 from mergeflow.methods.native import library as native
 from mergeflow.methods.native.operations import DTYPES, NATIVE
@@ -59,9 +59,9 @@ def _is_native(values: Sequence[Instruction | Node], value: Instruction | Node) 
     dtypes = [it.dtype.name for it in (*inputs, value) if it.dtype is not None]
     if value.kind == "record":
         return True
-    if value.kind in ("load", "cached"):
+    if value.kind in READ:
         # Bytes that only pass through may be of any dtype that has no NaN to look for.
-        return dtypes[0] in DTYPES or (value.dtype is not None and not value.dtype.is_float)
+        return value.dtype is not None and (value.dtype.name in DTYPES or not value.dtype.is_float)
     if any(name not in DTYPES for name in dtypes) or len(inputs) > MOST_OPERANDS:
         return False
     if value.kind == "statistic":

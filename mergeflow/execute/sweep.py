@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 from mergeflow.dtypes import DType, compute_dtype
-from mergeflow.graph.program import Form, Instruction, Outline, Pass, Program
+from mergeflow.graph.program import READ, Form, Instruction, Outline, Pass, Program
 
 StepKind = Literal["read", "back", "widen", "compute", "store", "update", "sink"]
 
@@ -99,7 +99,7 @@ def _steps(outline: Outline, sweep: Pass) -> list[_Draft]:
         own = _own(instructions, i)
         if i in sweep.read_back:
             drafts.append(_Draft("back", i, own, ()))
-        elif instructions[i].kind in ("load", "cached"):
+        elif instructions[i].kind in READ:
             drafts.append(_Draft("read", i, own, ()))
         else:
             drafts.append(_Draft("compute", i, own, operands(i)))

@@ -171,7 +171,7 @@ class _Results:
                 count as one the inputs had.
         """
         for sink in self._program.sinks:
-            if sink.place is None and sink.instruction not in spoiled:
+            if sink.place is None and (sink.is_part or sink.instruction not in spoiled):
                 writer = self._writer(self._program.instructions[sink.instruction])
                 with _caching():
                     self._tensor_bytes += writer.publish() if writer is not None else 0
@@ -208,14 +208,15 @@ def _check_finite(program: Program, evaluation: Evaluated, settings: Settings) -
     warnings = []
     for k, fault in evaluation.not_finite.items():
         sink = program.sinks[k]
-        if sink.place is None:
+        if sink.place is None and not sink.is_part:
             continue  # on its way to an output, which tells
         if fault.inherited:
             warnings.append(f"{sink.name} has a NaN or infinity at element {fault.index}, as its inputs have")
             continue
         message = f"{sink.name} has a NaN or infinity at element {fault.index} that none of its inputs had"
         if not settings.allow_non_finite:
-            raise RunError(f"{message}; look at the parameters and dtype of step {sink.output}")
+            where = f" of step {sink.output}" if sink.output else ""
+            raise RunError(f"{message}; look at the parameters and dtype{where}")
         warnings.append(message)
     return tuple(warnings)
 

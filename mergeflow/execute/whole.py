@@ -13,7 +13,7 @@ from mergeflow.errors import RunError
 from mergeflow.execute.buffers import Workspace, memory, torch_dtype
 from mergeflow.execute.inputs import ReadInput
 from mergeflow.execute.kept import KeptValues
-from mergeflow.graph.program import Program
+from mergeflow.graph.program import READ, Program
 from mergeflow.methods.kernels.protocols import Record, whole_kernel
 from mergeflow.methods.ops import OPS
 
@@ -57,7 +57,7 @@ class WholeValues:
         instruction = self._program.instructions[i]
         assert instruction.dtype is not None  # the caller asks for tensors
         own = torch_dtype(instruction.dtype.name)
-        is_input = instruction.kind in ("load", "cached")
+        is_input = instruction.kind in READ
         kept = None if is_input else self._kept.view(i, 0, self._program.size * own.itemsize)
         flat = self._read(i, own, dtype, is_input=is_input) if kept is None else kept.view(own).to(dtype)
         return flat.reshape(self._program.shape).to(self._workspace.device)

@@ -159,8 +159,8 @@ def _inputs(step: Step, compiled: Compiled) -> Iterator[tuple[str, str]]:
             yield _STEP + source.name, ""
             continue
         checkpoint = compiled.checkpoints[source]
-        digests = [compiled.graph.digests.get(tensor, "") for tensor in checkpoint.tensors.values()]
-        yield str(source), combined_key([*checkpoint.tensors, *digests])
+        nodes = [compiled.graph[compiled.graph.load(tensor)] for tensor in checkpoint.tensors.values()]
+        yield str(source), combined_key([*checkpoint.tensors, *(node.key or "" for node in nodes)])
 
 
 def _operations(step: Step, compiled: Compiled) -> set[str]:

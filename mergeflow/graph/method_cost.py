@@ -62,7 +62,8 @@ def method_cost(method: Method) -> MethodCost | None:
     read = read_recipe("example.yaml", text=example_recipe(method), working_folder=Path("/"))
     recipe = replace(read, outputs=())  # a delta cannot be one
     models = _headers(recipe)
-    digests = {tensor: f"{label}/{name}" for label, model in models.items() for name, tensor in model.tensors.items()}
+    named = [(f"{label}/{name}", model.tensors[name]) for label, model in models.items() for name in model.tensors]
+    digests = {source: label for label, tensor in named for source in tensor.sources()}
     compiled = compile_recipe(recipe, models, digests)
     is_wrong = any(problem.severity == "error" for problem in (*recipe.problems, *compiled.problems))
     if not method.example or is_wrong or not compiled.results:

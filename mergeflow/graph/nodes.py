@@ -19,7 +19,7 @@ from mergeflow.dtypes import FLOAT32, DType, by_name, compute_dtype
 from mergeflow.graph.keys import canonical, node_key
 from mergeflow.methods.ops import OPS
 from mergeflow.methods.schema import OpKind
-from mergeflow.models.records import TensorSource
+from mergeflow.models.records import TensorSource, TensorView
 
 NodeKind = Literal["load"] | OpKind
 
@@ -75,8 +75,11 @@ class Graph:
         graph.add_edges_from((i, node.id) for node in self._nodes for i in node.inputs)
         return graph
 
-    def load(self, source: TensorSource) -> int:
-        """The value of a tensor on disk, in its stored dtype."""
+    def load(self, source: TensorSource | TensorView) -> int:
+        """The value of a checkpoint's tensor, in its dtype."""
+        if isinstance(source, TensorView):
+            inputs = [self.load(tensor) for tensor in source.inputs]
+            return self.view(source.op, inputs, dict(source.parameters), source.dtype, source.shape)
         digest = self.digests.get(source)
         identity = ("load", digest or source)
         if identity not in self._seen:
@@ -97,6 +100,23 @@ class Graph:
             keys = [self._nodes[i].key for i in inputs]
             key = _key_if_known(op, row.version, text, dtype, keys)
             self._insert(identity, op, row.kind, tuple(inputs), parameters, dtype, tensors[0].shape, key, None)
+        return self._seen[identity]
+
+    def view(
+        self,
+        op: str,
+        inputs: Sequence[int],
+        parameters: Mapping[str, object],
+        dtype: DType,
+        shape: tuple[int, ...],
+    ) -> int:
+        """The value of the view `op` of `inputs`, which may have other shapes and dtypes than it has."""
+        row = OPS[op]
+        text = canonical({"shape": list(shape), **parameters})
+        identity = (op, tuple(inputs), text, dtype)
+        if identity not in self._seen:
+            key = _key_if_known(op, row.version, text, dtype, [self._nodes[i].key for i in inputs])
+            self._insert(identity, op, row.kind, tuple(inputs), parameters, dtype, shape, key, None)
         return self._seen[identity]
 
     def upstream(self, nodes: Iterable[int]) -> list[int]:

@@ -13,8 +13,8 @@ from typing import Literal
 from mergeflow.graph.history import StepDescription, describe_steps, differences
 from mergeflow.graph.memory import Budget, allocate, peak_bytes
 from mergeflow.graph.nodes import Graph, Node
-from mergeflow.graph.program import Pass, Program
-from mergeflow.graph.tasks import Known, Target, Task, form_tasks, is_known, needed_nodes
+from mergeflow.graph.program import READ, Instruction, Pass, Program
+from mergeflow.graph.tasks import Known, Target, Task, form_tasks, is_known, needed_nodes, tasks_before
 from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor
 from mergeflow.methods.ops import OPS
 from mergeflow.recipe.records import CachePolicy, Recipe
@@ -62,7 +62,7 @@ class OutputPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that would happen. `digests_missing` tensors have never been read on this machine: until a run reads
+    """Everything that would happen. `before` are waves of tasks whose results `tasks` read. `digests_missing` tensors have never been read on this machine: until a run reads
     them, nothing that depends on them has a key, and all of it counts as computed."""
 
     recipe: Recipe
@@ -70,6 +70,7 @@ class Plan:
     steps: tuple[StepPlan, ...]
     outputs: tuple[OutputPlan, ...]
     tasks: tuple[Task, ...]
+    before: tuple[tuple[Task, ...], ...]
     budget: Budget
     bytes_read: int
     bytes_written: int
@@ -106,9 +107,10 @@ def make_plan(
     graph = compiled.graph
     unkept = unkept_nodes(recipe, compiled)
     wanted = [*targets, *_to_cache(recipe, compiled, targets, known, unkept)]
-    tasks = form_tasks(graph, wanted, known, unkept)
+    before_tasks, after = tasks_before(graph, wanted, known, unkept)
+    tasks = form_tasks(graph, wanted, after, unkept)
     needed = frozenset(needed_nodes(graph, (target.node for target in wanted), known))
-    programs = [program for task in tasks for program in task.programs]
+    programs = [program for wave in (*before_tasks, tasks) for task in wave for program in task.programs]
     now = describe_steps(recipe, compiled)
     return Plan(
         recipe=recipe,
@@ -116,6 +118,7 @@ def make_plan(
         steps=tuple(_step(name, recipe, compiled, needed, known, now, before) for name in compiled.results),
         outputs=tuple(_output(output, graph, targets, known) for output in compiled.outputs),
         tasks=tasks,
+        before=before_tasks,
         budget=budget,
         bytes_read=sum(_bytes_read(program, budget) for program in programs),
         bytes_written=sum(_bytes(graph, target) for target in targets),
@@ -207,13 +210,19 @@ def _bytes_read(program: Program, budget: Budget) -> int:
     kept = {keep.instruction for keep in allocate(program, budget.share_bytes).keeps}
     total = 0
     for i, passes in program.reads().items():
-        dtype = program.instructions[i].dtype
         times = 1 if i in kept else len(passes)
-        total += times * program.size * (dtype.itemsize if dtype else 0)
+        total += times * _input_bytes(program, program.instructions[i])
     return total + sum(_bytes_gathered(program, sweep) for sweep in program.passes)
 
 
 def _bytes_gathered(program: Program, sweep: Pass) -> int:
     """What the operations on whole tensors of a pass read from files."""
     inputs = [program.instructions[j] for i in sweep.whole for j in program.instructions[i].inputs]
-    return sum(program.size * it.dtype.itemsize for it in inputs if it.kind in ("load", "cached") and it.dtype)
+    return sum(_input_bytes(program, it) for it in inputs if it.kind in READ)
+
+
+def _input_bytes(program: Program, instruction: Instruction) -> int:
+    """What reading an input once takes: of a view, all that it is made of."""
+    if instruction.reading is not None:
+        return sum(source.nbytes for source in instruction.sources())
+    return program.size * instruction.dtype.itemsize if instruction.dtype else 0

@@ -19,8 +19,8 @@ a scratch file) is decided by `graph.memory`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,9 @@ from mergeflow.methods.schema import OpKind
 from mergeflow.models.records import TensorSource
 
 Kind = Literal["load", "cached", "record"] | OpKind
+
+# What is read, from files or from the cache, by ranges of elements.
+READ = ("load", "cached", "view")
 
 # What is known of a block when the block is read, and what only when all of them were.
 _IN_BLOCKS = ("pointwise", "rowwise")
@@ -42,12 +45,32 @@ STORE_COST = 3.0
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """How a tensor is read: from a file (`source`), from the cache under `key`, or as a view of `parts`."""
+
+    key: str
+    dtype: DType
+    shape: tuple[int, ...]
+    source: TensorSource | None = None
+    op: str = ""
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    parts: tuple[Reading, ...] = ()
+
+    def sources(self) -> Iterator[TensorSource]:
+        """The tensors in files that it is read from."""
+        if self.source is not None:
+            yield self.source
+        for part in self.parts:
+            yield from part.sources()
+
+
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """One value of a program. `inputs` are places of earlier instructions.
 
     Args:
-        kind: ``load`` reads `source`; ``cached`` reads the cached tensor `key`; ``record`` is a statistic already
-            known (`record`); the others compute.
+        kind: ``load`` reads `source`; ``cached`` reads the cached tensor `key`; ``view`` reads `reading`; ``record`` is a
+            statistic already known (`record`); the others compute.
         keep: whether a statistic may be written to the cache.
     """
 
@@ -60,6 +83,14 @@ class Instruction:
     source: TensorSource | None = None
     record: Mapping[str, object] | None = None
     keep: bool = True
+    reading: Reading | None = None
+
+    def sources(self) -> Iterator[TensorSource]:
+        """The tensors in files that it is read from."""
+        if self.source is not None:
+            yield self.source
+        elif self.reading is not None:
+            yield from self.reading.sources()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +103,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """A value that leaves the program: to a place in an output file, or to the cache under its key (no place)."""
+    """A value that leaves the program: to a place in an output file, or to the cache under its key (no place).
+
+    `is_part` is of one that another task of the run reads from there: it must arrive.
+    """
 
     instruction: int
     name: str
     output: str
     place: Place | None
+    is_part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +183,11 @@ class Program:
         return _passes(self.outline)
 
     def reads(self) -> dict[int, list[int]]:
-        """For each ``load`` and ``cached`` instruction, the passes that read it block by block."""
+        """For each instruction that is read, the passes that read it block by block."""
         found: dict[int, list[int]] = {}
         for number, sweep in enumerate(self.passes):
             for i in sweep.evaluate:
-                if self.instructions[i].kind in ("load", "cached"):
+                if self.instructions[i].kind in READ:
                     found.setdefault(i, []).append(number)
         return found
 
@@ -194,7 +229,7 @@ def _passes(outline: Outline) -> tuple[Pass, ...]:
 def to_gather(forms: Sequence[Form | Instruction], whole: int) -> list[int]:
     """The inputs of a ``whole`` instruction that must be kept for it; the others lie whole in a file."""
     tensors = [j for j in forms[whole].inputs if forms[j].dtype is not None]
-    return [j for j in tensors if forms[j].kind not in ("load", "cached")]
+    return [j for j in tensors if forms[j].kind not in READ]
 
 
 def _levels(outline: Outline) -> list[int]:
@@ -255,7 +290,7 @@ def _worth_storing(
         form = outline.forms[i]
         above = sum(costs.get(j, 0.0) for j in form.inputs)
         costs[i] = READ_COST if i in stored else _cost(form) + above
-        if form.kind not in _IN_BLOCKS or i in stored:
+        if form.kind not in (*_IN_BLOCKS, "view") or i in stored:
             continue
         if i in needed or (last_read[i] >= number and costs[i] > STORE_COST):
             chosen.append(i)
@@ -266,4 +301,6 @@ def _cost(form: Form) -> float:
     """Nanoseconds per element to evaluate an operation, its inputs given."""
     if form.kind in ("load", "cached"):
         return READ_COST * (form.dtype.itemsize if form.dtype else 0) / 2
+    if form.kind == "view":
+        return OPS[form.op].cost
     return OPS[form.op].cost * max(1, len(form.inputs)) if form.kind in _IN_BLOCKS else 0.0

@@ -21,6 +21,10 @@ def _op(
     return Op(name, version, kind, f"{_KERNELS}.{kernel}", formula, cost, random)
 
 
+def _view(name: str, kernel: str, formula: str, cost: float, version: int = 1) -> Op:
+    return Op(name, version, "view", f"mergeflow.methods.views.{kernel}", formula, cost)
+
+
 OPS: Mapping[str, Op] = MappingProxyType(
     {
         op.name: op
@@ -248,6 +252,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
             ),
             _op("own_method", "whole", "own:whole", "R = the result of a user's function of whole tensors", 1.0),
             _op("own_pointwise", "pointwise", "own:pointwise", "R = the result of a user's function of blocks", 1.0),
+            _view("concatenate", "concatenate:Concatenate", "R = [X_1; X_2; ...], along the first axis", 0.5),
             _op("gram", "statistic", "sums:Gram", "gram = X_i . X_j for i <= j, row by row", 1.0),
         )
     }

@@ -22,7 +22,7 @@ Scope = Literal["shared", "input", "non_base"]
 ValueType = Literal["weights", "delta"]
 ResultType = Literal["weights", "delta", "same", "mixed"]
 BasePolicy = Literal["required", "optional", "ignored"]
-OpKind = Literal["pointwise", "rowwise", "whole", "statistic"]
+OpKind = Literal["pointwise", "rowwise", "whole", "view", "statistic"]
 
 
 class _Required:
@@ -140,7 +140,8 @@ class Op:
         version: bumped by hand whenever the bytes it computes change; it enters every key.
         kind: ``statistic`` gives a small record of the whole; the others a tensor of their inputs' shape: ``pointwise``
             from the same block of the inputs, ``rowwise`` from the same whole rows (along the last axis), ``whole``
-            from the whole tensors at once.
+            from the whole tensors at once. A ``view`` is a tensor of a shape of its own, read a range at a time from its
+            inputs, which lie in files or in the cache.
         kernel: ``package.module:name``; imported only when numbers are computed.
         cost: nanoseconds per element and tensor input on one core, for estimates.
         random: whether it draws random numbers. Its kernel then finds, as parameter ``stream``, the key of the op's

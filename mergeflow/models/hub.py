@@ -180,7 +180,8 @@ def _carried(listing: _Listing) -> tuple[str, ...]:
 
 def _weights_files(checkpoint: Checkpoint) -> list[str]:
     """The shards of a described model, as paths in its repository."""
-    paths = {segment.file.path for source in checkpoint.tensors.values() for segment in source.segments}
+    sources = [source for tensor in checkpoint.tensors.values() for source in tensor.sources()]
+    paths = {segment.file.path for source in sources for segment in source.segments}
     return sorted(path.partition(f"@{checkpoint.revision}/")[2] for path in paths)
 
 

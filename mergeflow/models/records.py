@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +61,47 @@ class TensorSource:
     def nbytes(self) -> int:
         return self.size * self.dtype.itemsize
 
+    @property
+    def stored(self) -> DType:
+        """The dtype it is written in when nobody says otherwise: its own."""
+        return self.dtype
+
+    def sources(self) -> Iterator[TensorSource]:
+        """The tensors in files that it is read from: itself."""
+        yield self
+
+
+@dataclass(frozen=True, slots=True)
+class TensorView:
+    """A tensor that no file holds as it is, but that is read, a range at a time, from tensors that files hold.
+
+    Rows in another order, a quantised matrix with its scales, a matrix and the adapter added to it: `op` is the
+    operation (of kind ``view``) that makes it from `inputs`.
+
+    Args:
+        dtype: of its elements as they are read: what its numbers need (float32 for anything computed).
+        stored: the dtype it is written in when nobody says otherwise: that of the model.
+        parameters: of the operation, as pairs; values are numbers, texts, or tuples of them.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    op: str
+    inputs: tuple[TensorSource | TensorView, ...]
+    parameters: tuple[tuple[str, object], ...]
+    stored: DType
+
+    @property
+    def size(self) -> int:
+        """Number of elements (1 for a 0-d tensor)."""
+        return math.prod(self.shape)
+
+    def sources(self) -> Iterator[TensorSource]:
+        """The tensors in files that it is read from; one may come twice."""
+        for tensor in self.inputs:
+            yield from tensor.sources()
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -77,7 +118,7 @@ class Checkpoint:
 
     label: str
     folder: Path | None
-    tensors: Mapping[str, TensorSource]
+    tensors: Mapping[str, TensorSource | TensorView]
     config: Mapping[str, object] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     revision: str | None = None

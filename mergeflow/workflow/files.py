@@ -76,9 +76,9 @@ def _variables(recipe: Recipe) -> dict[str, bool | int | float | str]:
 def _locked(reference: ModelReference, compiled: Compiled) -> LockedModel:
     checkpoint = compiled.checkpoints[reference]
     digests = {
-        name: digest
+        name: key
         for name, source in checkpoint.tensors.items()
-        if (digest := compiled.graph.digests.get(source)) is not None
+        if (key := compiled.graph[compiled.graph.load(source)].key) is not None
     }
     combined = combined_key([item for pair in sorted(digests.items()) for item in pair])
     return LockedModel(reference.path, checkpoint.revision, combined, digests)

@@ -13,10 +13,11 @@ from mergeflow.execute.records import Settings
 from mergeflow.graph.nodes import Graph
 from mergeflow.graph.plan import unkept_nodes
 from mergeflow.graph.program import Place
-from mergeflow.graph.tasks import Target, form_tasks
+from mergeflow.graph.tasks import Target, form_tasks, tasks_before
 from mergeflow.recipe.records import Recipe
 from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
 from mergeflow.workflow.options import Options
+from mergeflow.workflow.parts import room_for_parts
 from mergeflow.workflow.planning import budget, look_up, read_records
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _tensor(
     graph: Graph, target: Target, unkept: Set[int], options: Options, settings: Settings, listen: Listener
 ) -> torch.Tensor:
     """The value of one target, from what is in the cache now. What turns out damaged is dropped and computed again."""
-    from mergeflow.execute.task import compute_tensor
+    from mergeflow.execute.task import compute_tensor, run_task
 
     nodes = [graph[i] for i in graph.upstream([target.node])]
     damaged: set[str] = set()
@@ -62,9 +63,13 @@ def _tensor(
         known = look_up(nodes, options.cache, listen)
         known = replace(known, tensors=known.tensors - damaged)
         known = read_records(graph, [target], known, options.cache, listen)
+        waves, known = tasks_before(graph, [target], known, unkept)
         program = form_tasks(graph, [target], known, unkept)[0].programs[0]
         try:
-            return compute_tensor(program, settings)
+            with room_for_parts(waves, settings) as with_room:
+                for task in (task for wave in waves for task in wave):
+                    run_task(task, with_room)
+                return compute_tensor(program, with_room)
         except CorruptEntry as error:
             if options.cache is None or error.key in damaged:
                 raise RunError(f"{error}; look at the cache's disk, or do without a cache") from error

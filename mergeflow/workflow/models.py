@@ -48,7 +48,8 @@ def compile_from_headers(
             problems.append(Problem(f"{error}{_no_name_either(reference, recipe)}", named.position, named.path))
         except OSError as error:  # a name too long for this system, a disk that fails
             problems.append(Problem(f"{reference}: {error.strerror or error}", named.position, named.path))
-    sources = {tensor for checkpoint in checkpoints.values() for tensor in checkpoint.tensors.values()}
+    tensors = (tensor for checkpoint in checkpoints.values() for tensor in checkpoint.tensors.values())
+    sources = {source for tensor in tensors for source in tensor.sources()}
     known = _digests(state).known(list(sources)) if state is not None else {}
     compiled = compile_recipe(recipe, checkpoints, known)
     return replace(compiled, problems=in_file_order([*problems, *compiled.problems]))

@@ -35,6 +35,7 @@ from mergeflow.workflow.folders import check_folders
 from mergeflow.workflow.history_file import read_history, write_history
 from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
 from mergeflow.workflow.options import Options, peak_memory
+from mergeflow.workflow.parts import room_for_parts
 from mergeflow.workflow.planning import budget, look_up, read_records
 from mergeflow.workflow.report import ByteCounts, OutputReport, RunReport, TensorCounts
 from mergeflow.workflow.shards import OpenShards
@@ -143,8 +144,10 @@ class _Run:
         )
         with self.phase("merge", plan.bytes_read + plan.bytes_written, len(wanted)):
             shards.copy_unchanged()
-            if plan.tasks:
-                scheduler.run(plan.tasks, settings, self.hear, self._finished(shards))
+            with room_for_parts(plan.before, settings) as settings:
+                for tasks in (*plan.before, plan.tasks):
+                    if tasks:
+                        scheduler.run(tasks, settings, self.hear, self._finished(shards))
 
     def _finished(self, shards: OpenShards) -> Callable[[TaskResult], None]:
         guard = threading.Lock()
@@ -235,7 +238,7 @@ class _Run:
 
 def _digest(compiled: Compiled, model: Checkpoint, name: str) -> str | None:
     source = model.tensors.get(name)
-    return None if source is None else compiled.graph.digests.get(source)
+    return None if source is None else compiled.graph[compiled.graph.load(source)].key
 
 
 @contextmanager

@@ -1,0 +1,24 @@
+"""Where the parts of views lie while a run reads them: in the cache, or, without one, in a folder that ends with the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from tempfile import TemporaryDirectory
+
+from mergeflow.execute.files import writing
+from mergeflow.execute.records import Settings
+from mergeflow.graph.tasks import Task
+
+
+@contextmanager
+def room_for_parts(waves: Sequence[Sequence[Task]], settings: Settings) -> Iterator[Settings]:
+    """The settings under which `waves` of tasks, and those that read what they compute, find a cache."""
+    if not waves or settings.cache is not None:
+        yield settings
+        return
+    with writing(settings.scratch):
+        folder = TemporaryDirectory(dir=settings.scratch, prefix="parts-")
+    with folder as path:
+        yield replace(settings, cache=path)
