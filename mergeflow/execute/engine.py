@@ -19,7 +19,7 @@ from mergeflow.execute.native import NativeEvaluation, is_native
 from mergeflow.execute.native_buffers import NativeWorkspace
 from mergeflow.execute.own_methods import own_methods_reported
 from mergeflow.execute.records import Settings
-from mergeflow.graph.memory import allocate
+from mergeflow.graph.memory import allocate, native_share
 from mergeflow.graph.program import Program
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _natively(
     moved: Callable[[int, int], None],
 ) -> Evaluated:
     workspace = _native_workspace(settings)
-    storage = allocate(program, settings.budget.share_bytes, retain_inputs=False)
+    storage = allocate(program, native_share(settings.budget), retain_inputs=False)
     with KeptValues(storage, workspace.arena(storage.arena_bytes), settings.scratch) as kept:
         evaluation = NativeEvaluation(program, workspace, files, kept, cached, destination, moved)
         evaluation.run()

@@ -2,10 +2,12 @@
 
     peak = process + threads x (block buffers + kept values + whole tensors)
 
-*Process* is Python with torch and the libraries loaded, measured. *Block buffers* are a fixed number of blocks.
+*Process* is Python with the libraries loaded, measured: with torch, or without it where the native library evaluates
+every program. *Block buffers* are a fixed number of blocks.
 *Kept values* (inputs retained and values stored between the passes of a program) live in one arena per thread, of at
 most the thread's share of the budget; what does not fit is read again (inputs) or goes through a scratch file (stored
-values). So the peak does not grow with the model, the tensor or the number of steps.
+values). So the peak does not grow with the model, the tensor or the number of steps. The native evaluation keeps only
+small values in memory: a scratch file costs it no more time.
 
 Two kinds of operation ask for more than the budget, because they cannot do with less. A row-wise one has whole rows in
 a block, at least one, however long. One on *whole tensors* has those in memory, and what its kernel makes beside them.
@@ -13,12 +15,12 @@ a block, at least one, however long. One on *whole tensors* has those in memory,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mergeflow.dtypes import compute_dtype
-from mergeflow.graph.program import Pass, Program, to_gather
+from mergeflow.graph.program import READ, Pass, Program, to_gather
 from mergeflow.methods.schema import WHOLE_COPIES
 
 MiB = 1 << 20
@@ -27,6 +29,14 @@ MiB = 1 << 20
 # worker thread's stacks and allocator pools: measured with the benchmark, rounded up.
 PROCESS_BYTES = 330 * MiB
 THREAD_BYTES = 8 * MiB
+
+# The same without torch, and what a thread of the native evaluation keeps in memory: values of small tensors. What is
+# larger goes through the page cache, a block at a time: chains of 20 slerps took no longer so, with 81 MB instead of 268.
+NATIVE_PROCESS_BYTES = 64 * MiB
+NATIVE_SHARE_BYTES = 8 * MiB
+# The longest buffers of a value that the native evaluation writes to a file, and of one that it reads or keeps.
+NATIVE_SINK_BYTES = 4 * MiB
+NATIVE_VALUE_BYTES = 2 * MiB
 
 # Twice what fits best into the processor's cache: between two calls into torch the threads of a process take turns, and
 # with fewer, longer calls they wait less for each other (slerp of 1.1B parameters: 8.9 s instead of 11.1 s).
@@ -121,14 +131,51 @@ def allocate(program: Program, share_bytes: int, *, retain_inputs: bool = True) 
     return Storage(keeps, arena_bytes=_end_of(keeps, "memory"), file_bytes=_end_of(keeps, "file"))
 
 
-def peak_bytes(programs: Iterable[Program], budget: Budget) -> int:
-    """The most resident memory a run of these programs takes, in bytes."""
-    programs = list(programs)
+def native_share(budget: Budget) -> int:
+    """What a thread of the native evaluation may keep in memory, in bytes."""
+    return min(budget.share_bytes, NATIVE_SHARE_BYTES)
+
+
+def peak_bytes(
+    programs: Iterable[Program], budget: Budget, is_native: Callable[[Program], bool] = lambda _: False
+) -> int:
+    """The most resident memory a run of these programs takes, in bytes.
+
+    Args:
+        is_native: whether the native library evaluates a program.
+    """
+    natively: list[Program] = []
+    others: list[Program] = []
+    for program in programs:
+        (natively if is_native(program) else others).append(program)
+    native = max((_native_bytes(program, budget) for program in natively), default=0)
+    if not others:
+        return NATIVE_PROCESS_BYTES + budget.threads * (THREAD_BYTES + native)
+    return PROCESS_BYTES + budget.threads * (THREAD_BYTES + native + _torch_bytes(others, budget))
+
+
+def _native_bytes(program: Program, budget: Budget) -> int:
+    """What one thread takes to evaluate a program natively: buffers of its longest pass, and what is kept."""
+    buffers = [
+        NATIVE_SINK_BYTES * len(sweep.sinks)
+        + NATIVE_VALUE_BYTES
+        * (len(sweep.read_back) + len(sweep.store) + len(sweep.statistics) + _reads(program, sweep))
+        for sweep in program.passes
+    ]
+    return max(buffers, default=0) + allocate(program, native_share(budget), retain_inputs=False).arena_bytes
+
+
+def _reads(program: Program, sweep: Pass) -> int:
+    return sum(1 for i in sweep.evaluate if program.instructions[i].kind in READ)
+
+
+def _torch_bytes(programs: Sequence[Program], budget: Budget) -> int:
+    """What one thread takes to evaluate these programs with torch."""
     arena = max((allocate(program, budget.share_bytes).arena_bytes for program in programs), default=0)
     block = max((block_length(program, budget.block_elements) for program in programs), default=0)
     blocks = max(budget.block_bytes, BLOCK_BUFFERS * block * 4)
     whole = max((_whole_bytes(program) for program in programs), default=0)
-    return PROCESS_BYTES + budget.threads * (THREAD_BYTES + blocks + arena + whole)
+    return blocks + arena + whole
 
 
 def _whole_bytes(program: Program) -> int:

@@ -6,7 +6,7 @@ already. It is frozen; making it reads no weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,12 +97,14 @@ def make_plan(
     known: Known,
     budget: Budget,
     before: Mapping[str, StepDescription],
+    is_native: Callable[[Program], bool] = lambda _: False,
 ) -> Plan:
     """The plan that brings `targets` (the output tensors that are not there already) to their places.
 
     Args:
         known: tensors and statistics of the cache.
         before: the steps as they were in the last run of this recipe, to say what changed.
+        is_native: whether the native library evaluates a program, which takes less memory.
     """
     graph = compiled.graph
     unkept = unkept_nodes(recipe, compiled)
@@ -123,7 +125,7 @@ def make_plan(
         bytes_read=sum(_bytes_read(program, budget) for program in programs),
         bytes_written=sum(_bytes(graph, target) for target in targets),
         cache_bytes_written=sum(_bytes(graph, target) for target in wanted if target.place is None),
-        peak_bytes=peak_bytes(programs, budget),
+        peak_bytes=peak_bytes(programs, budget, is_native),
         digests_missing=sum(1 for node in graph if node.kind == "load" and node.key is None),
     )
 

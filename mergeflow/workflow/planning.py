@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mergeflow.cache.store import Cache
 from mergeflow.errors import CorruptEntry
 from mergeflow.execute.events import Listener, Warned
+from mergeflow.execute.warmup import may_have_cuda
 from mergeflow.graph.memory import Budget, make_budget
 from mergeflow.graph.nodes import Graph, Node
 from mergeflow.graph.plan import Plan, computed_keys, make_plan
+from mergeflow.graph.program import Program
 from mergeflow.graph.tasks import Known, Target, needed_nodes
 from mergeflow.recipe.records import Recipe
 from mergeflow.workflow.destination import destinations, present_works, targets
@@ -35,10 +37,20 @@ def plan_recipe(recipe: Recipe, out: Path | None, options: Options, listen: List
     wanted = [target for destination in found for target in targets(destination, present_works(destination))]
     known = look_up(compiled.graph, options.cache, listen)
     history = read_history(options.state, recipe)
-    plan = make_plan(recipe, compiled, wanted, known, budget(options), history)
+    plan = make_plan(recipe, compiled, wanted, known, budget(options), history, native_judge(options.device))
     places = {destination.step: destination.path for destination in found if destination.path is not None}
     outputs = [replace(it, path=str(places[it.step]) if it.step in places else None) for it in plan.outputs]
     return replace(plan, outputs=tuple(outputs))
+
+
+def native_judge(device: str) -> Callable[[Program], bool]:
+    """Which programs the native library evaluates in a run on a device (``auto``, where that is the CPU)."""
+    if device != "cpu" and (device != "auto" or may_have_cuda()):
+        return lambda _: False
+
+    from mergeflow.execute.native import is_native
+
+    return is_native
 
 
 def budget(options: Options) -> Budget:

@@ -36,7 +36,7 @@ from mergeflow.workflow.history_file import read_history, write_history
 from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
 from mergeflow.workflow.options import Options, peak_memory
 from mergeflow.workflow.parts import room_for_parts
-from mergeflow.workflow.planning import budget, look_up, read_records
+from mergeflow.workflow.planning import budget, look_up, native_judge, read_records
 from mergeflow.workflow.report import ByteCounts, OutputReport, RunReport, TensorCounts
 from mergeflow.workflow.shards import OpenShards
 
@@ -132,7 +132,9 @@ class _Run:
         known = look_up(compiled.graph, self.options.cache, self.hear)
         known = read_records(compiled.graph, wanted, known, self.options.cache, self.hear)
         limits = budget(self.options)
-        plan = make_plan(self.recipe, compiled, wanted, known, limits, read_history(self.options.state, self.recipe))
+        before = read_history(self.options.state, self.recipe)
+        judge = native_judge(self.options.device)
+        plan = make_plan(self.recipe, compiled, wanted, known, limits, before, judge)
         self.plan = self.plan or plan
 
         settings = Settings(

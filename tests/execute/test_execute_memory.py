@@ -133,7 +133,16 @@ def test_whole_tensors_are_part_of_the_peak() -> None:
     arena = 2 * 512 * 512 * 4  # the delta, kept for it, and the result, kept for the next pass
     budget = Budget(2, 1 << 30)
     expected = (1 + WHOLE_COPIES) * 512 * 512 * 4 + arena
-    assert peak_bytes([program], budget) - peak_bytes([], budget) == 2 * expected
+    without = program_of(graph, [graph.add("scale", [delta], {"factor": 2.0})])
+    assert peak_bytes([program], budget) - peak_bytes([without], budget) == 2 * expected
+
+
+@pytest.mark.parametrize("make", [slerp_chain, ties_chain])
+def test_a_native_evaluation_takes_less_and_no_more_for_more_steps(make: Callable[..., Program]) -> None:
+    """Without torch, what is kept of large tensors is in a file: a chain's peak is its longest pass's buffers."""
+    budget = make_budget(None, 2, 16 << 30)
+    peaks = [peak_bytes([make(steps, (2048, 5632))], budget, lambda _: True) for steps in (6, 20)]
+    assert peaks[0] == peaks[1] < PROCESS_BYTES
 
 
 def test_inputs_that_do_not_fit_are_not_kept() -> None:
