@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, **variables: object) -> Recipe:
-    """Read a recipe: a native one, or any mergekit file of this version's reach.
+    """Read a recipe: a native one, or any mergekit file.
 
     Args:
         variables: values for the recipe's `vars`, instead of its own.

@@ -15,7 +15,7 @@ Leaf code states the fact; the edge (recipe reading, planning, the command line)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,12 @@ class Problem:
         where = f"{self.position}: " if self.position else ""
         path = f"{self.path}: " if self.path else ""
         return f"{where}{self.severity}: {path}{self.message}"
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of `names`, and how many more there are, for a message."""
+    more = f" (and {len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class MergeflowError(Exception):

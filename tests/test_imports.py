@@ -21,8 +21,8 @@ ORDER = (*TABLES, *ROOMS, *ON_TOP)
 ALONE = ("errors", "dtypes", "methods")
 HEAVY = ("torch", "zarr", "zarrs", "dask", "distributed", "transformers")
 
-# The package's own __init__ is no room: it has a test of its own.
-MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"})
+# The package itself is no room (it has a test of its own), nor is what runs it as a module.
+MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py", PACKAGE / "__main__.py"})
 
 
 def dotted_name(path: Path) -> str:

@@ -13,6 +13,7 @@ import typer
 from mergeflow.cli.console import print_json, print_text
 from mergeflow.cli.flags import cache_folder, make_options, read_with
 from mergeflow.cli.guard import guarded
+from mergeflow.cli.mergekit_options import PANEL, RunCommand, with_mergekit_settings
 
 app = typer.Typer(
     help="Merge language models by recipes. Change one number, pay only for the tensors that change.",
@@ -47,7 +48,7 @@ Memory = Annotated[
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Tasks at a time (default: one per core).")]
 
 
-@app.command(epilog="Example: mergeflow run workflows/demo.yaml ./out --set density=0.4")
+@app.command(cls=RunCommand, epilog="Example: mergeflow run workflows/demo.yaml ./out --set density=0.4")
 @guarded
 def run(
     recipe: Recipe_,
@@ -69,13 +70,20 @@ def run(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="New NaN and infinities are warnings instead of errors.")
     ] = False,
+    out_shard_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="The most bytes in one file, such as 5B or 5GB.", rich_help_panel=PANEL),
+    ] = None,
+    random_seed: Annotated[
+        int | None, typer.Option(help="The seed, in place of the recipe's.", rich_help_panel=PANEL)
+    ] = None,
 ) -> None:
     """Make the models a recipe describes.
 
     A second run computes only what has changed. A run that was interrupted goes on where it was. What is in the
     output's folder stays as it is until the new model is complete.
     """
-    from mergeflow.cli.reporting import check_report_place, write_report
+    from mergeflow.cli.merging import merge
 
     options = make_options(
         cache,
@@ -87,27 +95,8 @@ def run(
         strict=strict,
         allow_non_finite=allow_nonfinite,
     )
-    if report is not None:
-        check_report_place(report)
-    read = read_with(recipe, set_)
-
-    from mergeflow.cli.console import stdout
-    from mergeflow.cli.progress import ProgressBar, only_warnings
-    from mergeflow.cli.show import show_report
-    from mergeflow.workflow.running import run_recipe
-
-    try:
-        if quiet:
-            done = run_recipe(read, out, options, only_warnings)
-        else:
-            with ProgressBar() as progress:
-                done = run_recipe(read, out, options, progress)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("no output is half written, and the next run goes on from here") from None
-    if report is not None:
-        write_report(report, done)
-    if not quiet:
-        show_report(done, stdout())
+    settled = with_mergekit_settings(read_with(recipe, set_), out_shard_size, random_seed)
+    merge(settled, out, options, report, quiet=quiet)
 
 
 @app.command(epilog="Example: mergeflow plan workflows/demo.yaml --set t=0.3")
@@ -207,6 +196,24 @@ def schema() -> None:
 
     parameters = {name: [(p.name, p.kind) for p in method.parameters] for name, method in all_methods()[0].items()}
     print_json(json_schema(parameters))
+
+
+@app.command(epilog="Example: mergeflow convert merge.yml recipe.yaml")
+@guarded
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A mergekit configuration, of one document or several.")],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The recipe to write (default: print it, for this folder).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a recipe that is there.")] = False,
+) -> None:
+    """Write a mergekit file in the native form, which means the same, with its comments.
+
+    Each document is a step. Fields without effect become comments, and paths start in the recipe's folder.
+    """
+    from mergeflow.cli.converting import convert_file
+
+    convert_file(file, out, force=force)
 
 
 @cache_app.command("ls")

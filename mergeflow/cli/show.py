@@ -100,6 +100,11 @@ def show_report(report: RunReport, console: Console) -> None:
     counts, moved = report.tensors, report.bytes
     for output in report.outputs:
         console.print(styled((plain(output.step), "bold"), f" -> {plain(output.path)}"))
+    for made in report.vocabularies:
+        console.print(
+            f"vocabulary of {plain(made.step)}: {counted(made.tokens, 'token')} in {counted(made.rows, 'row')}, "
+            f"{made.shared} shared, {made.added} added, {made.dropped} dropped"
+        )
     total = counted(counts.total, "tensor")
     console.print(
         f"{total}: {counts.computed} computed, {counts.cached} from the cache, {counts.kept} kept as they were; "

@@ -70,7 +70,9 @@ def _natively(
     moved: Callable[[int, int], None],
 ) -> Evaluated:
     workspace = _native_workspace(settings)
-    storage = allocate(program, native_share(settings.budget), retain_inputs=False)
+    budget = settings.budget
+    share = native_share(budget) if settings.scratch else budget.share_bytes
+    storage = allocate(program, share, retain_inputs=False)
     with KeptValues(storage, workspace.arena(storage.arena_bytes), settings.scratch) as kept:
         evaluation = NativeEvaluation(program, workspace, files, kept, cached, destination, moved)
         evaluation.run()

@@ -73,7 +73,7 @@ class Inputs:
         """A view, or a part of one, ready to be read."""
         if reading.source is not None:
             return _InFile(self._files, reading.source)
-        if not reading.parts:
+        if not reading.op:
             return _InCache(self, self._cached(reading.key))
         parts = [_Part(self._open(part), part.dtype.name, part.shape) for part in reading.parts]
         return view_kernel(OPS[reading.op])(parts, reading.parameters, reading.dtype.name, reading.shape)

@@ -51,7 +51,12 @@ def is_native(program: Program) -> bool:
 
 def has_kernels(values: Sequence[Instruction | Node]) -> bool:
     """Whether the library is there and has all that these values need; `inputs` are places in the sequence."""
-    return native.library() is not None and all(_is_native(values, value) for value in values)
+    parts = {i for value in values if value.kind == "view" for i in value.inputs}
+    computed_with = {i for value in values if value.kind != "view" for i in value.inputs}
+    only_read = parts - computed_with  # by a view, whatever their format
+    return native.library() is not None and all(
+        i in only_read or _is_native(values, value) for i, value in enumerate(values)
+    )
 
 
 def _is_native(values: Sequence[Instruction | Node], value: Instruction | Node) -> bool:

@@ -15,7 +15,8 @@ class Settings:
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:i``.
         cache: the cache folder; None with ``--no-cache``.
-        scratch: a folder for scratch files on the output's disk.
+        scratch: a folder for scratch files on the output's disk; empty when whatever is kept has room in memory.
+        parts: a folder that ends with the run, for parts of views that may not stay in the cache.
         allow_non_finite: NaN and infinities that no input had are a warning instead of an error.
     """
 
@@ -24,6 +25,7 @@ class Settings:
     cache: str | None
     scratch: str
     allow_non_finite: bool = False
+    parts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,22 +63,23 @@ def compute_tensor(program: Program, settings: Settings) -> torch.Tensor:
 
     last = program.instructions[program.sinks[0].instruction]
     assert last.dtype is not None  # a sink is a tensor
-    store = Cache(Path(settings.cache)) if settings.cache else None
+    store = _store(settings.cache)
     whole = torch.empty(program.size * last.dtype.itemsize, dtype=torch.uint8)
     with InputFiles() as files:
         destination = _InMemory(memory(whole), _Records(store))
-        evaluate(program, settings, files, _opener(store), destination, ignore_bytes)
+        evaluate(program, settings, files, _opener(store, _store(settings.parts)), destination, ignore_bytes)
     return whole.view(torch_dtype(last.dtype.name)).reshape(program.shape)
 
 
 def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResult:
-    store = Cache(Path(settings.cache)) if settings.cache else None
+    store, parts = _store(settings.cache), _store(settings.parts)
+    parts_stay = not settings.allow_non_finite
     with (
         InputFiles() as files,
         OutputFiles(_turns()) as outputs,
-        _Results(program, store, outputs) as results,
+        _Results(program, store, parts, outputs, parts_stay=parts_stay) as results,
     ):
-        evaluation = evaluate(program, settings, files, _opener(store), results, moved)
+        evaluation = evaluate(program, settings, files, _opener(store, parts), results, moved)
         warnings = _check_finite(program, evaluation, settings)
         results.publish(_made_non_finite(program, evaluation))
     names = tuple((sink.output, sink.name) for sink in program.sinks if sink.place is not None)
@@ -126,10 +127,18 @@ class _InMemory:
 
 
 class _Results:
-    """Where a program's results go: shard files, and the cache when there is one."""
+    """Where a program's results go: shard files, the cache when there is one, and the folder for parts.
 
-    def __init__(self, program: Program, store: Cache | None, outputs: OutputFiles) -> None:
+    Args:
+        parts_stay: whether parts of views may stay in the cache.
+    """
+
+    def __init__(
+        self, program: Program, store: Cache | None, parts: Cache | None, outputs: OutputFiles, *, parts_stay: bool
+    ) -> None:
         self.written = 0
+        self._parts = parts
+        self._parts_stay = parts_stay
         self._tensor_bytes = 0
         self._records = _Records(store)
         self._program = program
@@ -155,7 +164,7 @@ class _Results:
             self._outputs.write(sink.place.path, sink.place.offset + start_byte, block)
             self.written += len(block)
             return
-        writer = self._writer(self._program.instructions[sink.instruction])
+        writer = self._writer(sink)
         if writer is not None:
             with writing("the cache"):
                 writer.write(block)
@@ -172,18 +181,26 @@ class _Results:
         """
         for sink in self._program.sinks:
             if sink.place is None and (sink.is_part or sink.instruction not in spoiled):
-                writer = self._writer(self._program.instructions[sink.instruction])
+                writer = self._writer(sink)
                 with _caching():
-                    self._tensor_bytes += writer.publish() if writer is not None else 0
+                    nbytes = writer.publish() if writer is not None else 0
+                    self._tensor_bytes += nbytes if self._place(sink) is self._store else 0
                 del self._writers[self._program.instructions[sink.instruction].key]
 
-    def _writer(self, instruction: Instruction) -> TensorWriter | None:
+    def _place(self, sink: Sink) -> Cache | None:
+        """Where a value without a place in an output goes."""
+        stays = self._parts_stay and self._program.instructions[sink.instruction].keep
+        return self._store if self._store is not None and (stays or not sink.is_part) else self._parts
+
+    def _writer(self, sink: Sink) -> TensorWriter | None:
+        instruction = self._program.instructions[sink.instruction]
         if instruction.key not in self._writers:
             self._writers[instruction.key] = None
-            assert self._store is not None  # tensors for the cache are planned only with one
+            place = self._place(sink)
+            assert place is not None  # tensors for the cache are planned only with one, and parts with room for them
             assert instruction.dtype is not None  # a sink is a tensor
             with _caching():
-                self._writers[instruction.key] = self._store.create_tensor(
+                self._writers[instruction.key] = place.create_tensor(
                     instruction.key, instruction.dtype, self._program.shape, _about(instruction)
                 )
         return self._writers[instruction.key]
@@ -221,8 +238,14 @@ def _check_finite(program: Program, evaluation: Evaluated, settings: Settings) -
     return tuple(warnings)
 
 
-def _opener(store: Cache | None) -> Callable[[str], _OpenTensor]:
+def _store(folder: str | None) -> Cache | None:
+    return Cache(Path(folder)) if folder else None
+
+
+def _opener(store: Cache | None, parts: Cache | None) -> Callable[[str], _OpenTensor]:
     def open_tensor(key: str) -> _OpenTensor:
+        if parts is not None and parts.lookup([key]):
+            return _OpenTensor(parts, key)
         if store is None:
             raise CorruptEntry(key, "there is no cache to read it from")
         return _OpenTensor(store, key)

@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from mergeflow.errors import Position, Problem, Severity
+from mergeflow.graph.ingredients import Ingredients, parts_of
 from mergeflow.methods import registry
 from mergeflow.methods.schema import Method, Parameter, Value, ValueType, _Required
 from mergeflow.recipe.fields import OPERATIONS
 from mergeflow.recipe.nearest import did_you_mean, nearest
 from mergeflow.recipe.nodes import join
+from mergeflow.recipe.places import all_parameters, merged_sources
 from mergeflow.recipe.records import Branch, Form, Parameters, Setting, Source, Step
 from mergeflow.recipe.settings import convert
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong or doubtful about a step, and the field of the step that says so."""
+
+    path: str
+    message: str
+    severity: Severity = "error"
+
+
 def step_path(step: Step, form: Form, path: str = "") -> str:
-    """The path of a step's field in the file. The one step of a mergekit file is the file."""
-    path = _as_written(step, path)
-    return path if form == "mergekit" else join(f"steps.{step.name}", path) if path else f"steps.{step.name}"
+    """The path of a step's field in the file. The step of a mergekit file of one document is the file."""
+    prefix = step.path or ("" if form == "mergekit" else f"steps.{step.name}")
+    written = _as_written(step, path)
+    return join(prefix, written) if written else prefix
 
 
 def _as_written(step: Step, path: str) -> str:
@@ -31,10 +44,18 @@ def _as_written(step: Step, path: str) -> str:
     name = step.merge_method
     if name not in OPERATIONS or name not in step.positions:
         return path
-    names = {"parameters": name, "models[0].model": f"{name}.{next(iter(OPERATIONS[name].sources))}"}
+    first = "adapter" if f"{name}.adapter" in step.positions else next(iter(OPERATIONS[name].sources))
+    names = {"parameters": name, "models[0].model": f"{name}.{first}"}
     names |= {"base_model": f"{name}.base", "merge_method": name}
     head, dot, rest = path.partition(".")
     return names.get(path) or names.get(head, head) + dot + rest
+
+
+def step_problem(
+    step: Step, form: Form, path: str, message: str, severity: Severity = "error", position: Position | None = None
+) -> Problem:
+    """Something wrong or doubtful at a field of a step (or, when that is given, at a `position` inside it)."""
+    return Problem(message, position or step.position(path), step_path(step, form, path), severity)
 
 
 def find_method(step: Step, form: Form) -> Method | Problem:
@@ -42,11 +63,11 @@ def find_method(step: Step, form: Form) -> Method | Problem:
     try:
         method = registry.find_method(step.merge_method)
     except ValueError as error:
-        return _problem(step, form, "merge_method", str(error))
+        return step_problem(step, form, "merge_method", str(error))
     if method is not None:
         return method
     hint = did_you_mean(step.merge_method, registry.method_names(), "methods")
-    return _problem(step, form, "merge_method", f"there is no merge method {step.merge_method!r}{hint}")
+    return step_problem(step, form, "merge_method", f"there is no merge method {step.merge_method!r}{hint}")
 
 
 def check_step(step: Step, method: Method, form: Form, unread: Collection[str] = ()) -> Iterator[Problem]:
@@ -55,13 +76,16 @@ def check_step(step: Step, method: Method, form: Form, unread: Collection[str] =
     Args:
         unread: paths of fields that could not be read and were reported: nothing more is said of them.
     """
-    yield from _check_inputs(step, method, form)
-    yield from _check_required(step, method, form, unread)
-    yield from _check_parameters(step, method, form, "parameters", step.parameters)
-    for index, entry in enumerate(step.inputs):
-        path = f"models[{index}].parameters"
-        yield from _check_parameters(step, method, form, path, entry.parameters)
-        yield from _check_scopes(step, method, form, path, entry.parameters)
+    for part in parts_of(step):
+        for ingredients in part.ingredients:
+            yield from _check_inputs(step, method, form, ingredients)
+            yield from _check_required(step, method, form, ingredients, unread)
+    own = {path for part in parts_of(step) for ingredients in part.ingredients for path in ingredients.own_paths()}
+    for parameters, path in sorted(all_parameters(step), key=lambda place: place[1] != "parameters"):
+        is_own = path in own
+        yield from _check_parameters(step, method, form, path, parameters, is_own)
+        if is_own:
+            yield from _check_scopes(step, method, form, path, parameters)
 
 
 def is_whole(step: Step, method: Method, form: Form, unread: Collection[str]) -> bool:
@@ -69,11 +93,9 @@ def is_whole(step: Step, method: Method, form: Form, unread: Collection[str]) ->
     own = step_path(step, form)
     if any(not own or path.startswith(f"{own}.") for path in unread):
         return False
-    places = [_places(step, index) for index in range(len(step.inputs))]
     return all(
         declared.name in parameters or f"{path}.{declared.name}" not in step.positions
-        for place in places
-        for path, parameters in place.items()
+        for parameters, path in all_parameters(step)
         for declared in method.parameters
     )
 
@@ -99,64 +121,79 @@ def _meant(declared: Parameter, value: str) -> str:
     return f", not {value!r}" + (f"; did you mean {guess!r}?" if guess else "")
 
 
-def operand_sources(step: Step, method: Method) -> tuple[Source, ...]:
-    """The sources a method is applied to, in listed order.
-
-    A method with a base of its own does not count it among its operands. A method that ignores the idea of a base
-    takes a configured one as an ordinary input, appended when it is not listed (as mergekit does).
-    """
-    if method.base == "ignored":
-        return step.sources()
-    return tuple(entry.source for entry in step.inputs if entry.source != step.base)
-
-
 def result_type(step: Step, method: Method, form: Form, types: Mapping[Source, ValueType]) -> ValueType | Problem:
-    """Whether a step gives weights or a delta, or why its inputs do not fit its method."""
-    is_based = method.base == "optional" and step.base is not None
+    """Whether a step gives weights or a delta, or why its inputs do not fit its method (or each other)."""
+    found: dict[str, ValueType] = {}
+    for part in parts_of(step):
+        for ingredients in part.ingredients:
+            type_ = _result_type(step, method, form, types, ingredients)
+            if isinstance(type_, Problem):
+                return type_
+            found[ingredients.path] = type_
+    path, first = next(iter(found.items()))
+    for other, type_ in found.items():
+        if type_ != first:
+            return step_problem(
+                step, form, other, f"{other} give {_a(type_)}, {path} {_a(first)}: they are parts of one model"
+            )
+    return first
+
+
+def _result_type(
+    step: Step, method: Method, form: Form, types: Mapping[Source, ValueType], ingredients: Ingredients
+) -> ValueType | Problem:
+    base = ingredients.base
+    is_based = method.base == "optional" and base is not None
     gives = "weights" if is_based and method.gives == "same" else method.gives
-    if step.base is not None and gives not in ("same", "mixed") and types[step.base] != "weights":
-        message = f"{step.base} is a delta; the base of {method.name} must be weights"
-        return _problem(step, form, "base_model", message)
-    operands = operand_sources(step, method)
-    for source in operands:
-        if types[source] not in method.takes:
-            message = f"{source} is {_a(types[source])}; {method.name} takes {method.takes[0]}"
-            return _problem(step, form, path_of(step, source), message)
+    if base is not None and gives not in ("same", "mixed") and types[base] != "weights":
+        message = f"{base} is a delta; the base of {method.name} must be weights"
+        return step_problem(step, form, path_of(step, base, ingredients), message)
+    operands = [ingredients.inputs[index] for index in ingredients.operands(method)]
+    for entry in operands:
+        if types[entry.source] not in method.takes:
+            message = f"{entry.source} is {_a(types[entry.source])}; {method.name} takes {method.takes[0]}"
+            return step_problem(step, form, entry.path, message)
     if gives == "mixed":
-        return "weights" if any(types[source] == "weights" for source in operands) else "delta"
+        return "weights" if any(types[entry.source] == "weights" for entry in operands) else "delta"
     if gives != "same":
         return gives
-    given = [*operands, *([step.base] if step.base else [])]
-    first = given[-1]
-    for source in operands:
-        if types[source] != types[first]:
-            mix = f"{source} is {_a(types[source])}, {first} is {_a(types[first])}"
+    own_base = ingredients.based(method)
+    first = own_base if own_base is not None else operands[-1].source
+    for entry in operands:
+        if types[entry.source] != types[first]:
+            mix = f"{entry.source} is {_a(types[entry.source])}, {first} is {_a(types[first])}"
             message = f"{method.name} cannot mix weights and deltas: {mix}"
-            return _problem(step, form, path_of(step, source), message)
+            return step_problem(step, form, entry.path, message)
     return types[first]
 
 
-def path_of(step: Step, source: Source) -> str:
-    """The field of a step that names a source."""
-    places: Sequence[int] = [i for i, entry in enumerate(step.inputs) if entry.source == source]
-    return f"models[{places[0]}].model" if places else "base_model"
+def path_of(step: Step, source: Source, ingredients: Ingredients | None = None) -> str:
+    """The field of a step (of one of its lists, when that is given) that names a source."""
+    place = ingredients.place_of(source) if ingredients is not None else None
+    if ingredients is not None and place is not None:
+        return ingredients.inputs[place].path
+    return next((path for named, path in merged_sources(step) if named == source), "base_model")
 
 
-def _check_inputs(step: Step, method: Method, form: Form) -> Iterator[Problem]:
+def _check_inputs(step: Step, method: Method, form: Form, ingredients: Ingredients) -> Iterator[Problem]:
     seen: set[Source] = set()
-    for index, entry in enumerate(step.inputs):
+    for entry in ingredients.inputs:
         if entry.source in seen:
-            message = f"{entry.source} is listed twice; list each model once"
-            yield _problem(step, form, f"models[{index}].model", message)
+            yield step_problem(step, form, entry.path, f"{entry.source} is listed twice; list each model once")
         seen.add(entry.source)
-    if method.base == "required" and step.base is None:
-        yield _problem(step, form, "merge_method", f"{method.name} needs a base_model")
-    count = len(operand_sources(step, method))
+    base = ingredients.based(method)
+    if method.base == "required" and base is None and not step.is_adapter:
+        yield step_problem(step, form, "merge_method", f"{method.name} needs a base_model")
+    if base is not None and base not in seen:
+        message = f"{method.name} needs the layers of its base, {base}, among the sources of this slice"
+        yield step_problem(step, form, ingredients.path, message)
+    count = len(ingredients.operands(method))
     kind = "model" if method.base == "ignored" else "model besides its base"
+    path = ingredients.path
     if count < method.minimum:
-        yield _problem(step, form, "models", f"{method.name} needs {_count('at least', method.minimum, kind, count)}")
+        yield step_problem(step, form, path, f"{method.name} needs {_count('at least', method.minimum, kind, count)}")
     elif method.maximum is not None and count > method.maximum:
-        yield _problem(step, form, "models", f"{method.name} takes {_count('at most', method.maximum, kind, count)}")
+        yield step_problem(step, form, path, f"{method.name} takes {_count('at most', method.maximum, kind, count)}")
 
 
 def _count(bound: str, limit: int, kind: str, count: int) -> str:
@@ -164,49 +201,51 @@ def _count(bound: str, limit: int, kind: str, count: int) -> str:
     return f"{bound} {limit} {kind if limit == 1 else kind.replace('model', 'models', 1)}, not {count}"
 
 
-def _check_parameters(step: Step, method: Method, form: Form, path: str, parameters: Parameters) -> Iterator[Problem]:
+def _check_parameters(
+    step: Step, method: Method, form: Form, path: str, parameters: Parameters, is_own: bool
+) -> Iterator[Problem]:
     names = [parameter.name for parameter in method.parameters]
     for name, setting in parameters.items():
         declared = method.parameter(name)
         if declared is None:
             message = f"{method.name} has no parameter {name!r}{did_you_mean(name, names, 'parameters')}"
-            yield _problem(step, form, f"{path}.{name}", message, _severity(form))
+            yield step_problem(step, form, f"{path}.{name}", message, _severity(form))
             continue
-        for branch in setting.branches if form == "native" else _certain(declared, path, setting):
+        for branch in setting.branches if form == "native" else _certain(declared, setting, is_own):
             fault = _wrong_value(declared, branch)
             if fault is not None:
-                yield _problem(step, form, f"{path}.{name}", fault, position=branch.position)
+                yield step_problem(step, form, f"{path}.{name}", fault, position=branch.position)
 
 
-def _certain(declared: Parameter, path: str, setting: Setting) -> Sequence[Branch]:
-    """The value of a setting in a mergekit file that every tensor gets. (An empty list there is no value.)"""
-    is_looked_at = declared.scope != "shared" or path == "parameters"
+def _certain(declared: Parameter, setting: Setting, is_own: bool) -> Sequence[Branch]:
+    """The value of a setting in a mergekit file that every tensor gets. (An empty list there is no value.)
+
+    Args:
+        is_own: the setting is of one input, where no shared parameter is looked up.
+    """
+    is_looked_at = declared.scope != "shared" or not is_own
     first = setting.branches[0]
     return (first,) if is_looked_at and first.filter in (None, "*") and first.value != () else ()
 
 
-def _check_required(step: Step, method: Method, form: Form, unread: Collection[str]) -> Iterator[Problem]:
-    """A parameter without a default must be set for each input, or for the whole step."""
-    listed = {entry.source: index for index, entry in enumerate(step.inputs)}
+def _check_required(
+    step: Step, method: Method, form: Form, ingredients: Ingredients, unread: Collection[str]
+) -> Iterator[Problem]:
+    """A parameter without a default must be set for each input, or for all of them."""
     for declared in method.parameters:
         if not isinstance(declared.default, _Required):
             continue
-        sources = [None] if declared.scope == "shared" else operand_sources(step, method)
-        for source in sources:
-            index = None if source is None else listed.get(source)
-            places = _places(step, index)
-            is_set = any(declared.name in parameters for parameters in places.values())
-            if is_set or any(_is_unread(step, form, path, declared.name, unread) for path in places):
+        if declared.scope == "shared":
+            places = [(f"step {step.name}", "parameters", ingredients.levels)]
+        else:
+            entries = [ingredients.inputs[index] for index in ingredients.operands(method)]
+            places = [(f"model {entry.source}", entry.levels[0].path, entry.levels) for entry in entries]
+        for owner, path, levels in places:
+            is_set = any(declared.name in level.parameters for level in levels)
+            if is_set or any(_is_unread(step, form, level.path, declared.name, unread) for level in levels):
                 continue
-            owner = f"step {step.name}" if source is None else f"model {source}"
             message = f"{method.name} needs the parameter {declared.name!r} for {owner}, and nothing sets it"
-            yield _problem(step, form, f"{next(iter(places))}.{declared.name}", message)
-
-
-def _places(step: Step, index: int | None) -> dict[str, Parameters]:
-    """Where a parameter of an input (or, with None, of the whole step) may be set, by the path in the step."""
-    own = {f"models[{index}].parameters": step.inputs[index].parameters} if index is not None else {}
-    return own | {"parameters": step.parameters}
+            yield step_problem(step, form, f"{path}.{declared.name}", message)
 
 
 def _is_unread(step: Step, form: Form, path: str, name: str, unread: Collection[str]) -> bool:
@@ -237,7 +276,7 @@ def _check_scopes(step: Step, method: Method, form: Form, path: str, parameters:
         if parameter is not None and parameter.scope == "shared":
             rule = "is one value for the whole step, and under a model nothing looks at it"
             message = f"{name!r} {rule}: move it to the step's parameters"
-            yield _problem(step, form, f"{path}.{name}", message, _severity(form))
+            yield step_problem(step, form, f"{path}.{name}", message, _severity(form))
 
 
 def _severity(form: Form) -> Severity:
@@ -246,9 +285,3 @@ def _severity(form: Form) -> Severity:
 
 def _a(type_: ValueType) -> str:
     return "a delta" if type_ == "delta" else "weights"
-
-
-def _problem(
-    step: Step, form: Form, path: str, message: str, severity: Severity = "error", position: Position | None = None
-) -> Problem:
-    return Problem(message, position or step.position(path), step_path(step, form, path), severity)

@@ -4,41 +4,32 @@ Compiling reads headers only and never stops at the first mistake. What shows wi
 step, whatever is wrong elsewhere: its method, its parameters, whether its inputs are weights or deltas. A step that
 cannot be compiled is left out, steps that need it are left out silently, and everything that is wrong comes back in
 one list.
-
-Integer and boolean tensors (position ids, counters) are carried along unchanged by every method when they are
-equal in all models, and are an error when they are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from mergeflow.dtypes import DType, by_name, promote
-from mergeflow.errors import Position, Problem
-from mergeflow.graph.check import (
-    check_step,
-    find_method,
-    is_whole,
-    operand_sources,
-    out_of_bounds,
-    path_of,
-    result_type,
-    step_path,
-)
-from mergeflow.graph.match import buffers_differ, is_buffer, misfits
+from mergeflow.dtypes import by_name
+from mergeflow.errors import Problem, some
+from mergeflow.graph.arrange import arrange
+from mergeflow.graph.check import Finding, check_step, find_method, is_whole, result_type, step_problem
+from mergeflow.graph.ingredients import parts_of
+from mergeflow.graph.lowering import lower_step
+from mergeflow.graph.match import misfits, shapes_that_differ
 from mergeflow.graph.nodes import Graph
 from mergeflow.graph.order import steps_in_order
-from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor, Parameters, Result, Tensor
-from mergeflow.methods.schema import Call, Method, Operand, Value, ValueType, _Required
-from mergeflow.methods.schema import Parameter as Declared
-from mergeflow.models.layout import Layout, infer_layout
+from mergeflow.graph.stacks import origins
+from mergeflow.graph.stock import stock_of
+from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor, Result, Tensor
+from mergeflow.graph.vocabulary import one_vocabulary, tokenizer_misfit
+from mergeflow.methods.schema import Method, ValueType
+from mergeflow.models.layout import infer_layout
 from mergeflow.models.records import Checkpoint, TensorSource
+from mergeflow.recipe.places import named_sources
 from mergeflow.recipe.records import ModelReference, Output, Recipe, Source, Step
-from mergeflow.recipe.resolve import resolve, unmatched_filters
-from mergeflow.recipe.settings import SettingError
 
 
 def compile_recipe(
@@ -67,19 +58,6 @@ def compile_recipe(
     return Compiled(work.graph, work.results, tuple(outputs), problems, checkpoints)
 
 
-class _Stop(Exception):
-    """A tensor cannot be lowered; its problem is recorded already."""
-
-
-@dataclass
-class _Fault:
-    """What is wrong with a field of a step, and for which tensors."""
-
-    message: str
-    position: Position | None = None
-    tensors: list[str] = field(default_factory=list)
-
-
 @dataclass
 class _Compilation:
     """The state of one compilation: what has been made of the recipe so far."""
@@ -93,7 +71,6 @@ class _Compilation:
     types: dict[str, ValueType] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
     models: dict[ModelReference, Result] = field(default_factory=dict)
-    faults: dict[str, _Fault] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     @cached_property
@@ -118,17 +95,22 @@ class _Compilation:
         """The result of one step; None when it (or what it needs) has errors."""
         method = self.methods.get(step.name)
         type_ = self._type(step, method) if method is not None else None
-        inputs = {source: result for source in step.sources() if (result := self.result(source)) is not None}
-        if method is None or type_ is None or len(inputs) < len(step.sources()):
+        named = {source: self.result(source) for source, _ in named_sources(step)}
+        if method is None or type_ is None or None in named.values() or step.name in self.wrong:
             return None
-        differences = list(misfits(self.graph, inputs))
-        self.problems += [self._problem(step, path_of(step, source), text) for source, text in differences]
-        if differences or step.name in self.wrong:
-            return None
-        return self._merge(step, method, type_, inputs)
+        inputs = {source: result for source in step.sources() if (result := named[source]) is not None}
+        if step.is_adapter:
+            return self._adapter(step, inputs)
+        words = one_vocabulary(self.graph, step, inputs, self.result, self.checkpoints)
+        self._report(step, words.doubts)
+        made = None if words.fails else self._merge(step, method, type_, words.inputs)
+        return None if made is None else words.onto(made)
 
     def _type(self, step: Step, method: Method) -> ValueType | None:
         """Whether a step gives weights or a delta; None when its inputs do not fit, or are not known."""
+        if step.is_adapter:
+            self.types[step.name] = "delta"
+            return "delta"
         types: dict[Source, ValueType] = {}
         for source in step.sources():
             if isinstance(source, ModelReference):
@@ -152,13 +134,13 @@ class _Compilation:
         if source not in self.models and source in self.checkpoints:
             checkpoint = self.checkpoints[source]
             tensors = {
-                name: Tensor(self.graph.load(tensor), tensor.dtype) for name, tensor in checkpoint.tensors.items()
+                name: Tensor(self.graph.load(tensor), tensor.stored) for name, tensor in checkpoint.tensors.items()
             }
             self.models[source] = Result(checkpoint.label, self._model_type(source), tensors, source)
         return self.models.get(source)
 
     def _model_type(self, model: ModelReference) -> ValueType:
-        return "delta" if model in self.deltas else "weights"
+        return "delta" if model in self.deltas or model.is_adapter else "weights"
 
     def output(self, output: Output) -> CompiledOutput | None:
         """One model to write, its tensors cast to the dtype they are stored in."""
@@ -174,126 +156,60 @@ class _Compilation:
         floats = {tensor.dtype.name for tensor in tensors if tensor.dtype.is_float}
         tokenizer = self.checkpoints.get(output.tokenizer) if isinstance(output.tokenizer, ModelReference) else None
         dtype = floats.pop() if len(floats) == 1 else None
-        return CompiledOutput(output, self.checkpoints[result.donor], tokenizer, tensors, dtype)
+        if tokenizer is not None and (fault := tokenizer_misfit(tokenizer, tensors)) is not None:
+            path = f"outputs.{output.step}.tokenizer"
+            self.problems.append(Problem(fault, output.position, path))
+        donor, vocabulary = self.checkpoints[result.donor], result.vocabulary if tokenizer is None else None
+        return CompiledOutput(output, donor, tokenizer, tensors, dtype, result.stacks, vocabulary, result.chat_template)
 
     def _stored(self, name: str, tensor: Tensor, dtype: str | None) -> OutputTensor:
         node = self.graph[tensor.node]
         if node.dtype is not None and node.dtype.is_float:
-            node = self.graph[self._cast(tensor.node, by_name(dtype) if dtype else tensor.stored)]
+            node = self.graph[self.graph.cast(tensor.node, by_name(dtype) if dtype else tensor.stored)]
         assert node.dtype is not None  # an output is a tensor, never a statistic
         return OutputTensor(name, node.id, node.dtype, node.shape)
 
-    def _cast(self, node: int, dtype: DType) -> int:
-        return node if self.graph[node].dtype == dtype else self.graph.add("cast", [node], {"dtype": dtype.name})
+    def _adapter(self, step: Step, inputs: Mapping[Source, Result]) -> Result | None:
+        """An adapter alone: a delta as it is. A base that is a step must have the tensors that it names."""
+        alone = inputs[step.inputs[0].source]
+        base = inputs[step.base].tensors if step.base is not None else alone.tensors
+        strange = [name for name in alone.tensors if name not in base]
+        if strange:
+            message = f"the adapter changes {some(strange)}, which {step.base} has not"
+            self._report(step, [Finding("models[0].model", message)])
+            return None
+        return replace(alone, label=step.name)
 
     def _merge(self, step: Step, method: Method, type_: ValueType, inputs: Mapping[Source, Result]) -> Result | None:
-        names = list(next(iter(inputs.values())).tensors)
-        self.problems += unmatched_filters(step, names, step_path(step, self.recipe.form))
-        layout = infer_layout(names)
-        tensors: dict[str, Tensor] = {}
-        parameters: dict[str, Parameters] = {}
+        """The result of a step over its inputs; None when they do not fit, with the reason among the problems."""
+        parts, donor = parts_of(step), step.base or step.sources()[0]
+        stocks = {source: stock_of(self.graph, it, self._config(it.donor)) for source, it in inputs.items()}
+        differences = [it for part in parts for them in part.ingredients for it in misfits(them, stocks)]
+        self._report(step, differences)
+        if differences:
+            return None
+        arrangement = arrange(parts, stocks, donor)
+        self._report(step, arrangement.findings)
+        odd = list(shapes_that_differ(arrangement.entries, stocks))
+        self._report(step, odd)
+        if odd or any(it.severity == "error" for it in arrangement.findings):
+            return None
         first = len(self.graph)
-        for name in names:
-            with suppress(_Stop):
-                tensors[name], parameters[name] = self._tensor(step, method, inputs, name, layout)
-        self._report_faults(step, len(names))
-        donor = inputs[step.base if step.base is not None else step.inputs[0].source].donor
-        nodes = range(first, len(self.graph))
-        return Result(step.name, type_, tensors, donor, parameters, nodes) if len(tensors) == len(names) else None
+        form, seed = self.recipe.form, self.recipe.seed
+        made = lower_step(self.graph, step, method, type_, arrangement, inputs, seed, form)
+        self.problems += made.problems
+        if any(problem.severity == "error" for problem in made.problems):
+            return None
+        nodes, model = range(first, len(self.graph)), inputs[donor].donor
+        stacks = origins(arrangement.stacks, inputs, self._layer_counts(model), model)
+        return Result(step.name, type_, made.tensors, model, made.parameters, nodes, stacks)
 
-    def _tensor(
-        self, step: Step, method: Method, inputs: Mapping[Source, Result], name: str, layout: Layout
-    ) -> tuple[Tensor, Parameters]:
-        tensors = {source: result.tensors[name] for source, result in inputs.items()}
-        nodes = [tensor.node for tensor in tensors.values()]
-        if is_buffer(self.graph, nodes):
-            return self._carry([(inputs[source].label, tensor.node) for source, tensor in tensors.items()], name)
-        operands = operand_sources(step, method)
-        parameters = self._parameters(step, method, operands, name, layout.gradient_position(name))
-        has_base = method.base != "ignored" and step.base is not None
-        call = Call(
-            operands=tuple(
-                Operand(tensors[source].node, inputs[source].type, own)
-                for source, own in zip(operands, parameters.inputs, strict=True)
-            ),
-            base=tensors[step.base].node if has_base and step.base is not None else None,
-            parameters=parameters.shared,
-            shape=self.graph[nodes[0]].shape,
-            seed=self.recipe.seed,
-        )
-        try:
-            node = method.lower(call, self._emit)
-        except ValueError as error:
-            self._note("parameters", _Fault(str(error)), name)
-            raise _Stop from None
-        stored = reduce(promote, (tensor.stored for tensor in tensors.values()))
-        for dtype in (step.dtype, step.out_dtype):
-            if dtype:
-                stored = by_name(dtype)
-                node = self._cast(node, stored)
-        return Tensor(node, stored), parameters
+    def _config(self, model: ModelReference) -> Mapping[str, object]:
+        return self.checkpoints[model].config if model in self.checkpoints else {}
 
-    def _emit(self, op: str, inputs: Sequence[int], **parameters: object) -> int:
-        return self.graph.add(op, inputs, parameters)
+    def _layer_counts(self, model: ModelReference) -> Mapping[str, int]:
+        return infer_layout(self.checkpoints[model].tensors).stacks if model in self.checkpoints else {}
 
-    def _carry(self, nodes: Sequence[tuple[str, int]], name: str) -> tuple[Tensor, Parameters]:
-        difference = buffers_differ(self.graph, nodes)
-        if difference:
-            self._note("models", _Fault(f"an integer tensor is carried along, not merged: {difference}"), name)
-            raise _Stop
-        _, node = nodes[0]
-        dtype = self.graph[node].dtype
-        assert dtype is not None  # a model's tensor, never a statistic
-        return Tensor(node, dtype), Parameters({}, ())
-
-    def _parameters(self, step: Step, method: Method, operands: Sequence[Source], name: str, t: float) -> Parameters:
-        listed = {entry.source: index for index, entry in enumerate(step.inputs)}
-        shared: dict[str, Value | None] = {}
-        inputs: list[dict[str, Value | None]] = [{} for _ in operands]
-        is_sound = True
-        for declared in method.parameters:
-            places: list[tuple[int | None, dict[str, Value | None]]] = [(None, shared)]
-            if declared.scope != "shared":
-                places = [(listed.get(source), own) for source, own in zip(operands, inputs, strict=True)]
-            for index, values in places:
-                value = self._value(step, declared, index, name, t)
-                if isinstance(value, _Fault):
-                    path = "parameters" if index is None else f"models[{index}].parameters"
-                    self._note(f"{path}.{declared.name}", value, name)
-                    is_sound = False
-                else:
-                    values[declared.name] = value
-        if not is_sound:
-            raise _Stop
-        return Parameters(shared, tuple(inputs))
-
-    def _value(self, step: Step, declared: Declared, index: int | None, name: str, t: float) -> Value | _Fault | None:
-        try:
-            value = resolve(step, index, declared.name, declared.kind, name, t)
-        except SettingError as error:
-            return _Fault(str(error), error.position)
-        if value is None:
-            return (
-                declared.default if not isinstance(declared.default, _Required) else _Fault(_no_value(step, declared))
-            )
-        fault = out_of_bounds(declared, value)
-        return value if fault is None else _Fault(fault)
-
-    def _note(self, path: str, fault: _Fault, name: str) -> None:
-        """Note what is wrong for one tensor; the first tensor's words stand for all."""
-        self.faults.setdefault(path, fault).tensors.append(name)
-
-    def _report_faults(self, step: Step, total: int) -> None:
-        """One problem for each field that has faults, however many tensors have them."""
-        for path, fault in self.faults.items():
-            first, *more = fault.tensors
-            which = f" (tensor {first}{f' and {len(more)} more' if more else ''})" if len(fault.tensors) < total else ""
-            self.problems.append(self._problem(step, path, fault.message + which, fault.position))
-        self.faults.clear()
-
-    def _problem(self, step: Step, path: str, message: str, position: Position | None = None) -> Problem:
-        return Problem(message, position or step.position(path), step_path(step, self.recipe.form, path))
-
-
-def _no_value(step: Step, declared: Declared) -> str:
-    return f"{step.merge_method} needs {declared.name!r} for every tensor: add a value without a filter"
+    def _report(self, step: Step, findings: Iterable[Finding]) -> None:
+        form = self.recipe.form
+        self.problems += [step_problem(step, form, it.path, it.message, it.severity) for it in findings]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from mergeflow.graph.nodes import Graph, Node
 
+MOST_SHOWN = 12
+
 
 def formula(graph: Graph, node: int, names: Mapping[int, str]) -> str:
     """The whole chain behind a node, such as ``add(base, consensus(trim(task_vector(math, base), ...)))``.
@@ -31,7 +33,12 @@ def _said(node: Node) -> tuple[str, Mapping[str, object]]:
     own, arguments = node.parameters.get("method"), node.parameters.get("arguments")
     if isinstance(own, Mapping) and isinstance(arguments, Mapping):
         return str(own["name"]), {name: value for name, value in arguments.items() if value is not None}
-    return node.op, node.parameters
+    # A row map may be as long as a vocabulary.
+    shown = {
+        name: f"{len(value)} numbers" if isinstance(value, list) and len(value) > MOST_SHOWN else value
+        for name, value in node.parameters.items()
+    }
+    return node.op, shown
 
 
 def short(value: object) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from mergeflow.graph.ingredients import parts_of
 from mergeflow.graph.keys import combined_key
 from mergeflow.graph.values import Compiled
 from mergeflow.methods.ops import OPS
+from mergeflow.recipe.places import all_parameters
 from mergeflow.recipe.records import Parameters, Recipe, Setting, Step, StepReference
 
 SHOWN = 4
@@ -112,8 +114,25 @@ def _settings(step: Step) -> Iterator[tuple[str, str]]:
     yield from _texts("parameters", step.parameters)
     for entry in step.inputs:
         yield from _texts(f"{entry.source}.parameters", entry.parameters)
+    if not step.inputs:
+        yield from _slices(step)
     yield "dtype", step.dtype or _NONE
     yield "out_dtype", step.out_dtype or _NONE
+
+
+def _slices(step: Step) -> Iterator[tuple[str, str]]:
+    """What each slice or module is made from: its sources with their layers, its base, and what is set there."""
+    for part in parts_of(step):
+        for ingredients in part.ingredients:
+            count = ingredients.layers
+            layers = [
+                str(entry.source) + ("" if count is None else f"[{entry.first}:{entry.first + count}]")
+                for entry in ingredients.inputs
+            ]
+            yield ingredients.path, ", ".join(layers)
+            yield f"{ingredients.path} base", str(ingredients.base)
+    for parameters, path in all_parameters(step):
+        yield from _texts(path, parameters)
 
 
 def _seed(recipe: Recipe, step: Step, compiled: Compiled) -> Iterator[tuple[str, str]]:
@@ -159,8 +178,8 @@ def _inputs(step: Step, compiled: Compiled) -> Iterator[tuple[str, str]]:
             yield _STEP + source.name, ""
             continue
         checkpoint = compiled.checkpoints[source]
-        nodes = [compiled.graph[compiled.graph.load(tensor)] for tensor in checkpoint.tensors.values()]
-        yield str(source), combined_key([*checkpoint.tensors, *(node.key or "" for node in nodes)])
+        keys = [compiled.graph.key(tensor) or "" for tensor in checkpoint.tensors.values()]
+        yield str(source), combined_key([*checkpoint.tensors, *keys])
 
 
 def _operations(step: Step, compiled: Compiled) -> set[str]:

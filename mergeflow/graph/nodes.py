@@ -86,6 +86,14 @@ class Graph:
             self._insert(identity, "load", "load", (), {}, source.dtype, source.shape, digest, source)
         return self._seen[identity]
 
+    def key(self, source: TensorSource | TensorView) -> str | None:
+        """The key that `load` gives a checkpoint's tensor, without adding it; None while a digest is not known."""
+        if isinstance(source, TensorSource):
+            return self.digests.get(source)
+        text = _view_text(source.shape, dict(source.parameters))
+        keys = [self.key(tensor) for tensor in source.inputs]
+        return _key_if_known(source.op, OPS[source.op].version, text, source.dtype, keys)
+
     def add(self, op: str, inputs: Sequence[int], parameters: Mapping[str, object]) -> int:
         """The value of operation `op` (a name of the table of operations) on `inputs`.
 
@@ -102,6 +110,10 @@ class Graph:
             self._insert(identity, op, row.kind, tuple(inputs), parameters, dtype, tensors[0].shape, key, None)
         return self._seen[identity]
 
+    def cast(self, node: int, dtype: DType) -> int:
+        """A tensor's value rounded to a dtype; the tensor itself when that is its own."""
+        return node if self._nodes[node].dtype == dtype else self.add("cast", [node], {"dtype": dtype.name})
+
     def view(
         self,
         op: str,
@@ -112,7 +124,7 @@ class Graph:
     ) -> int:
         """The value of the view `op` of `inputs`, which may have other shapes and dtypes than it has."""
         row = OPS[op]
-        text = canonical({"shape": list(shape), **parameters})
+        text = _view_text(shape, parameters)
         identity = (op, tuple(inputs), text, dtype)
         if identity not in self._seen:
             key = _key_if_known(op, row.version, text, dtype, [self._nodes[i].key for i in inputs])
@@ -152,6 +164,11 @@ def _result_dtype(op: str, tensors: Sequence[Node], parameters: Mapping[str, obj
         return by_name(str(parameters["dtype"]))
     wide = [compute_dtype(node.dtype) for node in tensors if node.dtype is not None]
     return next((dtype for dtype in wide if dtype != FLOAT32), FLOAT32)
+
+
+def _view_text(shape: tuple[int, ...], parameters: Mapping[str, object]) -> bytes:
+    """What a view is known by besides its inputs: its shape does not follow from theirs."""
+    return canonical({**parameters, "shape": list(shape)})
 
 
 def _key_if_known(

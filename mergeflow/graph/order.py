@@ -6,7 +6,8 @@ import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mergeflow.recipe.records import Step, StepReference
+from mergeflow.recipe.cycles import reads
+from mergeflow.recipe.records import Step
 
 
 def steps_in_order(steps: Sequence[Step]) -> list[Step]:
@@ -16,7 +17,7 @@ def steps_in_order(steps: Sequence[Step]) -> list[Step]:
     reported the cycle.
     """
     place = {step.name: index for index, step in enumerate(steps)}
-    needs = [_steps_read(step) & place.keys() for step in steps]
+    needs = [place.keys() & reads(step) for step in steps]
     missing = [len(names) for names in needs]
     readers: dict[str, list[int]] = defaultdict(list)
     for index, names in enumerate(needs):
@@ -33,7 +34,3 @@ def steps_in_order(steps: Sequence[Step]) -> list[Step]:
             if missing[index] == 0:
                 heapq.heappush(ready, index)
     return ordered
-
-
-def _steps_read(step: Step) -> set[str]:
-    return {source.name for source in step.sources() if isinstance(source, StepReference)}

@@ -62,8 +62,13 @@ class OutputPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that would happen. `before` are waves of tasks whose results `tasks` read. `digests_missing` tensors have never been read on this machine: until a run reads
-    them, nothing that depends on them has a key, and all of it counts as computed."""
+    """Everything that would happen.
+
+    Args:
+        before: waves of tasks whose results `tasks` read.
+        digests_missing: how many tensors have never been read on this machine: until a run reads them, nothing that
+            depends on them has a key, and all of it counts as computed.
+    """
 
     recipe: Recipe
     compiled: Compiled
@@ -110,7 +115,9 @@ def make_plan(
     unkept = unkept_nodes(recipe, compiled)
     wanted = [*targets, *_to_cache(recipe, compiled, targets, known, unkept)]
     before_tasks, after = tasks_before(graph, wanted, known, unkept)
-    tasks = form_tasks(graph, wanted, after, unkept)
+    # A part of a view that is to be cached besides is in the cache by then.
+    left = [target for target in wanted if target.place is not None or not is_known(graph[target.node], after)]
+    tasks = form_tasks(graph, left, after, unkept)
     needed = frozenset(needed_nodes(graph, (target.node for target in wanted), known))
     programs = [program for wave in (*before_tasks, tasks) for task in wave for program in task.programs]
     now = describe_steps(recipe, compiled)
@@ -122,9 +129,9 @@ def make_plan(
         tasks=tasks,
         before=before_tasks,
         budget=budget,
-        bytes_read=sum(_bytes_read(program, budget) for program in programs),
+        bytes_read=sum(_bytes_read(program, budget, is_native) for program in programs),
         bytes_written=sum(_bytes(graph, target) for target in targets),
-        cache_bytes_written=sum(_bytes(graph, target) for target in wanted if target.place is None),
+        cache_bytes_written=0 if known.cache_is_off else sum(_bytes_cached(program) for program in programs),
         peak_bytes=peak_bytes(programs, budget, is_native),
         digests_missing=sum(1 for node in graph if node.kind == "load" and node.key is None),
     )
@@ -208,8 +215,17 @@ def _bytes(graph: Graph, target: Target) -> int:
     return size * node.dtype.itemsize if node.dtype else 0
 
 
-def _bytes_read(program: Program, budget: Budget) -> int:
-    kept = {keep.instruction for keep in allocate(program, budget.share_bytes).keeps}
+def _bytes_cached(program: Program) -> int:
+    """What a program writes to the cache; parts of views that may not stay there go elsewhere."""
+    sinks = [sink for sink in program.sinks if sink.place is None]
+    values = [program.instructions[sink.instruction] for sink in sinks if not sink.is_part]
+    values += [it for sink in sinks if sink.is_part and (it := program.instructions[sink.instruction]).keep]
+    return sum(program.size * value.dtype.itemsize for value in values if value.dtype)
+
+
+def _bytes_read(program: Program, budget: Budget, is_native: Callable[[Program], bool]) -> int:
+    storage = allocate(program, budget.share_bytes, retain_inputs=not is_native(program))
+    kept = {keep.instruction for keep in storage.keeps}
     total = 0
     for i, passes in program.reads().items():
         times = 1 if i in kept else len(passes)

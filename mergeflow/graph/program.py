@@ -69,9 +69,9 @@ class Instruction:
     """One value of a program. `inputs` are places of earlier instructions.
 
     Args:
-        kind: ``load`` reads `source`; ``cached`` reads the cached tensor `key`; ``view`` reads `reading`; ``record`` is a
-            statistic already known (`record`); the others compute.
-        keep: whether a statistic may be written to the cache.
+        kind: ``load`` reads `source`; ``cached`` reads the cached tensor `key`; ``view`` reads `reading`; ``record`` is
+            a statistic already known (`record`); the others compute.
+        keep: whether a statistic, or a part of a view, may be written to the cache.
     """
 
     op: str

@@ -97,7 +97,9 @@ def tasks_before(
     while waiting[-1]:
         waiting.append(_parts_to_compute(graph, waiting[-1], known))
     for nodes in reversed(waiting):
-        parts = [Target(i, _part_name(graph[i]), "", None, is_part=True) for i in nodes if not is_known(graph[i], known)]
+        parts = [
+            Target(i, _part_name(graph[i]), "", None, is_part=True) for i in nodes if not is_known(graph[i], known)
+        ]
         if parts:
             waves.append(form_tasks(graph, parts, known, unkept))
             known = replace(known, tensors=known.tensors | {graph[part.node].key or "" for part in parts})
@@ -109,7 +111,9 @@ def _parts_to_compute(graph: Graph, targets: Sequence[int], known: Known) -> lis
     found: set[int] = set()
     for i in needed_nodes(graph, targets, known, through_parts=False):
         if graph[i].kind == "view" and not is_known(graph[i], known):
-            found.update(j for j in _leaves(graph, i, known) if graph[j].kind != "load" and not is_known(graph[j], known))
+            found.update(
+                j for j in _leaves(graph, i, known) if graph[j].kind != "load" and not is_known(graph[j], known)
+            )
     return sorted(found)
 
 

@@ -11,7 +11,8 @@ from mergeflow.graph.nodes import Graph
 from mergeflow.methods.schema import Value as ParameterValue
 from mergeflow.methods.schema import ValueType
 from mergeflow.models.records import Checkpoint
-from mergeflow.recipe.records import ModelReference, Output
+from mergeflow.models.tokenizer import Tokenizer
+from mergeflow.recipe.records import ModelReference, Output, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,49 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The resolved parameters of one tensor: shared ones, and one mapping per input in listed order."""
+    """What one tensor is made of: shared parameters, and one mapping per input in listed order.
+
+    `read` are the tensors it is made from, each the source and the tensor's name there: those of the inputs in the same
+    order (but for deltas that lack it), then the base's.
+    """
 
     shared: Mapping[str, ParameterValue | None]
     inputs: tuple[Mapping[str, ParameterValue | None], ...]
+    read: tuple[tuple[Source, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Where the layers of one stack of a result come from, for what a config.json says of each layer.
+
+    Args:
+        prefix: what stands before the layer's number in the names, such as ``model.layers``.
+        layers: for each layer, the model (never a step: followed to the model its own sources came from) and the
+            number of the layer there. Of several models merged into a layer, the first that its slice lists.
+    """
+
+    prefix: str
+    layers: tuple[tuple[ModelReference, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MergedVocabulary:
+    """The vocabulary that a step made of those of its models.
+
+    Args:
+        tokenizer: the tokens, and how text is cut into them.
+        rows: of the embedding; at least one for each id.
+        shared: how many tokens all of the models have.
+        added: how many the step's base lacks.
+        dropped: how many a model has and the result lacks.
+    """
+
+    step: str
+    tokenizer: Tokenizer
+    rows: int
+    shared: int
+    added: int
+    dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +81,8 @@ class Result:
     """A model, or what a step makes: tensors by name, typed weights or delta.
 
     `donor` is the model whose config, tokenizer and other files belong to it. `nodes` are those of the graph that this
-    step was the first to need.
+    step was the first to need. `stacks` are those that do not have the donor's layers, one by one. `vocabulary` and
+    `chat_template` are None where they are those of the donor's own tokenizer.
     """
 
     label: str
@@ -50,6 +91,9 @@ class Result:
     donor: ModelReference
     parameters: Mapping[str, Parameters] = field(default_factory=dict)
     nodes: range = range(0)
+    stacks: tuple[Stack, ...] = ()
+    vocabulary: MergedVocabulary | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +108,23 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class CompiledOutput:
-    """One model to write. `dtype` is the name of the float format all its weights share, None when they differ."""
+    """One model to write.
+
+    Args:
+        dtype: the name of the float format all its weights share, None when they differ.
+        stacks: those that do not have the donor's layers, one by one: its config.json cannot stay as it is.
+        vocabulary: the merged one; None where it is the donor's, or that of `tokenizer`.
+        chat_template: in place of the donor's; None where it stays.
+    """
 
     output: Output
     donor: Checkpoint
     tokenizer: Checkpoint | None
     tensors: tuple[OutputTensor, ...]
     dtype: str | None
+    stacks: tuple[Stack, ...] = ()
+    vocabulary: MergedVocabulary | None = None
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

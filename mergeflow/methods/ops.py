@@ -252,7 +252,36 @@ OPS: Mapping[str, Op] = MappingProxyType(
             ),
             _op("own_method", "whole", "own:whole", "R = the result of a user's function of whole tensors", 1.0),
             _op("own_pointwise", "pointwise", "own:pointwise", "R = the result of a user's function of blocks", 1.0),
+            _view(
+                "adapter",
+                "adapter:Adapter",
+                "R = W + sum(s_i * D_i), D = B A, (B A)', X or X - W",
+                4.0,
+            ),
+            _view("dora", "adapter:Dora", "R = m * V / |V| for each output, V = W + s * B A", 6.0),
             _view("concatenate", "concatenate:Concatenate", "R = [X_1; X_2; ...], along the first axis", 0.5),
+            _view(
+                "block_scaled",
+                "block_scaled:BlockScaled",
+                "R = X * S[row // b_0, column // b_1], X of 8 bits",
+                3.0,
+            ),
+            _view(
+                "gguf", "gguf:GgufBlocks", "R = d * (q - z) or d * q - m, d, q, m as the block's format packs them", 5.0
+            ),
+            _view(
+                "rotary_rows",
+                "rotary_rows:RotaryRows",
+                "R[h, j, i] = X[h, i, j]: rows of head h, j = 0 and 1 of pair i",
+                1.0,
+            ),
+            _view("strided", "strided:Strided", "R[i, j, ...] = X[i * s_0 + j * s_1 + ...]", 3.0),
+            _view(
+                "vocabulary",
+                "vocabulary:Vocabulary",
+                "R = rows of the X_i in the order of another vocabulary; mean(X_i[r]) where a model lacks the token",
+                0.6,
+            ),
             _op("gram", "statistic", "sums:Gram", "gram = X_i . X_j for i <= j, row by row", 1.0),
         )
     }

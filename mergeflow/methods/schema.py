@@ -140,8 +140,8 @@ class Op:
         version: bumped by hand whenever the bytes it computes change; it enters every key.
         kind: ``statistic`` gives a small record of the whole; the others a tensor of their inputs' shape: ``pointwise``
             from the same block of the inputs, ``rowwise`` from the same whole rows (along the last axis), ``whole``
-            from the whole tensors at once. A ``view`` is a tensor of a shape of its own, read a range at a time from its
-            inputs, which lie in files or in the cache.
+            from the whole tensors at once. A ``view`` is a tensor of a shape of its own, read a range at a time from
+            its inputs, which lie in files or in the cache.
         kernel: ``package.module:name``; imported only when numbers are computed.
         cost: nanoseconds per element and tensor input on one core, for estimates.
         random: whether it draws random numbers. Its kernel then finds, as parameter ``stream``, the key of the op's

@@ -1,57 +1,84 @@
 """A folder becomes a `Checkpoint`: names, shapes, dtypes and places of its tensors, from headers alone.
 
-Which files hold the weights: the index when there is one (`model.safetensors.index.json`), else `model.safetensors`,
-else the folder's only safetensors file. Anything else (several files without an index, pickled weights, a LoRA
-adapter) is refused with the way out, never guessed.
+So does a file of weights by itself: a model without configuration, tokenizer or anything else. Which files of a folder
+hold the weights, and how they are read, is said in `mergeflow.models.weights`.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from mergeflow.errors import CheckpointError
 from mergeflow.models.files import folder_files
-from mergeflow.models.header import read_header
-from mergeflow.models.index import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_NAME, assemble, parse_index
+from mergeflow.models.gguf import read_gguf
+from mergeflow.models.index import MAX_INDEX_BYTES, assemble, parse_index
 from mergeflow.models.records import Checkpoint
 from mergeflow.models.strict_json import read_object
+from mergeflow.models.weights import GGUF, MODEL, READERS, Contents, is_weights_file, read_weights
 from mergeflow.recipe.nearest import nearest
 
-CONFIG_NAME = "config.json"
+_LOG = logging.getLogger(__name__)
 MAX_CONFIG_BYTES = 20_000_000
-ADAPTER_NAMES = frozenset({"adapter_model.safetensors", "adapter_config.json"})
 
 
-def open_checkpoint(folder: Path, label: str, revision: str | None = None) -> Checkpoint:
-    """Open the model in `folder`.
+def open_checkpoint(folder: Path, label: str, revision: str | None = None, *, contents: Contents = MODEL) -> Checkpoint:
+    """Open the model (or the adapter, as `contents` says) in `folder`.
 
     Args:
+        folder: of the model, or its only file.
         label: the model as the user wrote it; it begins every message about the folder as a whole.
         revision: the commit, when the folder is a snapshot of a hub model.
 
     Raises:
         CheckpointError: no such folder, no weights in it that can be read, or damaged ones.
     """
+    if is_bare_file(folder) and contents is MODEL:
+        return _open_bare_file(folder, label)
     _check_folder(folder, label)
     names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    weight_map = _read_index(folder) if INDEX_NAME in names else {}
-    shards = sorted(set(weight_map.values())) or [only_weights_file(names, label, f"{folder}")]
+    found = contents.find(names, label, f"{folder}")
+    weight_map = _read_index(folder, found.index) if found.index else {}
+    shards = [found.file] if found.file else sorted(set(weight_map.values()))
     for shard in shards:
         if not (folder / shard).exists():
-            raise CheckpointError(f"{folder / INDEX_NAME}: names {shard!r}, which is not there")
-    tensors = assemble({shard: read_header(folder / shard) for shard in shards}, weight_map)
+            raise CheckpointError(f"{folder / (found.index or '')}: names {shard!r}, which is not there")
+    tensors = assemble({shard: read_weights(folder / shard) for shard in shards}, weight_map, f"{folder}")
     if not tensors:
         raise CheckpointError(f"{label}: {folder / shards[0]} holds no tensors")
     return Checkpoint(
         label=label,
         folder=Path(os.path.abspath(folder)),
         tensors=tensors,
-        config=read_config(folder / CONFIG_NAME) if CONFIG_NAME in names else {},
+        config=read_config(folder / contents.config) if contents.config in names else _own_config(folder / shards[0]),
         files=folder_files(folder).carried,
         revision=revision,
     )
+
+
+def is_bare_file(path: Path) -> bool:
+    """Whether a path names a file of weights, which is a model by itself."""
+    return is_weights_file(path.name) and path.is_file()
+
+
+def _open_bare_file(path: Path, label: str) -> Checkpoint:
+    tensors = assemble({path.name: read_weights(path)}, {}, f"{path.parent}")
+    if not tensors:
+        raise CheckpointError(f"{label}: {path} holds no tensors")
+    return Checkpoint(label, Path(os.path.abspath(path)), tensors, _own_config(path))
+
+
+def _own_config(weights: Path) -> Mapping[str, object]:
+    """The configuration that a file of weights brings along: a GGUF file's; other files have none."""
+    if weights.suffix.lower() != GGUF:
+        return {}
+    if not any((weights.parent / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        _LOG.warning(
+            "%s: the tokenizer inside a GGUF file is not read; name a model that the tokenizer is from", weights
+        )
+    return read_gguf(weights).config
 
 
 def read_config(path: Path) -> Mapping[str, object]:
@@ -61,36 +88,6 @@ def read_config(path: Path) -> Mapping[str, object]:
         CheckpointError: it cannot be read, or is not a JSON object.
     """
     return read_object(path, MAX_CONFIG_BYTES, unique=False)
-
-
-def only_weights_file(names: Iterable[str], label: str, place: str) -> str:
-    """The file that holds the weights in a folder without an index, chosen from the names of its files.
-
-    Raises:
-        CheckpointError: there is none, or more than one.
-    """
-    listed = set(names)
-    candidates = sorted(name for name in listed if name.endswith(".safetensors"))
-    if SINGLE_NAME in listed:
-        return SINGLE_NAME
-    if listed & ADAPTER_NAMES and set(candidates) <= ADAPTER_NAMES:
-        raise CheckpointError(
-            f"{label}: {place} holds a LoRA adapter, not a model; write it behind its base: BASE+{label}"
-        )
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        raise CheckpointError(
-            f"{label}: {place} holds {len(candidates)} safetensors files ({candidates[0]}, ...), "
-            f"but neither {SINGLE_NAME} nor {INDEX_NAME}"
-        )
-    pickled = sorted(name for name in listed if name.endswith((".bin", ".pt", ".pth")))
-    if pickled:
-        raise CheckpointError(
-            f"{label}: {place} holds only pickled weights ({pickled[0]}), which this version does not read; "
-            "load it in transformers and save it again with save_pretrained() to get safetensors"
-        )
-    raise CheckpointError(f"{label}: no safetensors file in {place}")
 
 
 def missing_folder(folder: Path, label: str) -> CheckpointError:
@@ -112,12 +109,12 @@ def nearest_folder(folder: Path) -> Path | None:
     return folder.parent / guess if guess else None
 
 
-def _read_index(folder: Path) -> Mapping[str, str]:
-    path = folder / INDEX_NAME
+def _read_index(folder: Path, name: str) -> Mapping[str, str]:
+    path = folder / name
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_INDEX_BYTES // 1_000_000} MB, which no index is")
-        return parse_index(path.read_bytes(), str(path))
+        return parse_index(path.read_bytes(), str(path), name)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -128,5 +125,8 @@ def _check_folder(folder: Path, label: str) -> None:
             raise CheckpointError(f"{label}: {folder} cannot be read: no permission")
         return
     if folder.exists():
-        raise CheckpointError(f"{label}: {folder} is a file; a model is named by its folder, {folder.parent}")
+        raise CheckpointError(
+            f"{label}: {folder} is a file, but not one of weights ({', '.join(READERS)}); "
+            f"a model is named by its folder, {folder.parent}, or by such a file"
+        )
     raise missing_folder(folder, label)

@@ -7,11 +7,14 @@ tensor per layer. Both are the same bytes in another order of tensors, so the pa
     P.experts.e.up_proj.weight   (I, H)   or  w3  /  ->  P.experts.gate_up_proj (E, 2I, H) = per expert [gate; up]
     P.experts.e.down_proj.weight (H, I)   or  w2     ->  P.experts.down_proj    (E, H, I)
 
-Concatenating along the first axis, and stacking, are both concatenations of row-major bytes: nothing is copied.
+Concatenating along the first axis, and stacking, are both concatenations of row-major bytes: nothing is copied. Where
+the parts are no plain bytes (experts in fp8 with scales, with an adapter, of a GGUF file) or differ in dtype, the
+packed tensor is a view of them, in the smallest dtype that holds them all.
+
 Mixtral's ``block_sparse_moe`` is called ``mlp`` in the packed layout, its router too.
 
 A layer is left as it is unless it fits completely: experts 0..E-1, each with exactly these three matrices, of equal
-shapes and dtypes. An expert with anything more (a bias, the scales of a quantised matrix) does not fit.
+shapes. An expert with anything more (a bias, scales that are not known) does not fit.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 
+from mergeflow.dtypes import promote
 from mergeflow.models.names import in_natural_order
-from mergeflow.models.records import TensorSource
+from mergeflow.models.records import TensorSource, TensorView
 
 _EXPERT = re.compile(r"(?P<block>.+)\.experts\.(?P<number>0|[1-9][0-9]*)\.(?P<part>.+)")
 # (gate, up, down), as Qwen, DeepSeek and most others name them, and as Mixtral does.
@@ -31,13 +36,14 @@ _SPELLINGS = (
 )
 _MIXTRAL_BLOCK = "block_sparse_moe"
 
-_Expert = dict[str, TensorSource]
+Tensor = TensorSource | TensorView
+_Expert = dict[str, Tensor]
 
 
-def pack_experts(tensors: Mapping[str, TensorSource]) -> Mapping[str, TensorSource]:
+def pack_experts(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The same tensors, with the experts of every layer that fits packed into two; in natural order of the names."""
     renamed: dict[str, str | None] = {}
-    packed: dict[str, TensorSource] = {}
+    packed: dict[str, Tensor] = {}
     for block, experts in _blocks(tensors).items():
         layer = _pack(_new_block(block), experts)
         gone: dict[str, str | None] = {source.name: None for expert in experts.values() for source in expert.values()}
@@ -55,7 +61,7 @@ def pack_experts(tensors: Mapping[str, TensorSource]) -> Mapping[str, TensorSour
     return {name: packed[name] for name in in_natural_order(packed)}
 
 
-def _blocks(tensors: Mapping[str, TensorSource]) -> dict[str, dict[int, _Expert]]:
+def _blocks(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, _Expert]]:
     """block -> expert number -> part of the name behind it -> tensor."""
     blocks: dict[str, dict[int, _Expert]] = {}
     for name, source in tensors.items():
@@ -66,7 +72,7 @@ def _blocks(tensors: Mapping[str, TensorSource]) -> dict[str, dict[int, _Expert]
     return blocks
 
 
-def _pack(block: str, experts: Mapping[int, _Expert]) -> tuple[TensorSource, ...]:
+def _pack(block: str, experts: Mapping[int, _Expert]) -> tuple[Tensor, ...]:
     """gate_up_proj and down_proj of one layer; nothing when its experts do not fit."""
     if sorted(experts) != list(range(len(experts))):
         return ()
@@ -74,7 +80,8 @@ def _pack(block: str, experts: Mapping[int, _Expert]) -> tuple[TensorSource, ...
     if parts is None or any(expert.keys() != set(parts) for expert in experts.values()):
         return ()
     gates, ups, downs = ([experts[number][part] for number in range(len(experts))] for part in parts)
-    if len({source.dtype for source in (*gates, *ups, *downs)}) != 1:
+    dtypes = {source.dtype for source in (*gates, *ups, *downs)}
+    if len(dtypes) != 1 and not all(dtype.is_float for dtype in dtypes):
         return ()
     shapes = {source.shape for source in (*gates, *ups)} | {source.shape[::-1] for source in downs}
     if len(shapes) != 1 or len(gates[0].shape) != 2:
@@ -87,9 +94,14 @@ def _pack(block: str, experts: Mapping[int, _Expert]) -> tuple[TensorSource, ...
     )
 
 
-def _concatenation(name: str, shape: tuple[int, ...], sources: Sequence[TensorSource]) -> TensorSource:
-    segments = tuple(segment for source in sources for segment in source.segments)
-    return TensorSource(name, sources[0].dtype, shape, segments)
+def _concatenation(name: str, shape: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
+    plain = [part for part in parts if isinstance(part, TensorSource)]
+    dtype = reduce(promote, (part.dtype for part in parts))
+    if len(plain) == len(parts) and all(part.dtype == dtype for part in plain):
+        segments = tuple(segment for part in plain for segment in part.segments)
+        return TensorSource(name, dtype, shape, segments)
+    stored = reduce(promote, (part.stored for part in parts))
+    return TensorView(name, dtype, shape, "concatenate", tuple(parts), (), stored)
 
 
 def _new_block(block: str) -> str:
@@ -98,7 +110,7 @@ def _new_block(block: str) -> str:
     return f"{parent}{dot}mlp" if last == _MIXTRAL_BLOCK else block
 
 
-def _moved(tensors: Mapping[str, TensorSource], block: str) -> dict[str, str]:
+def _moved(tensors: Mapping[str, Tensor], block: str) -> dict[str, str]:
     """Old name -> new name of what lies in a block whose name changes (its router); nothing when it does not."""
     new = _new_block(block)
     if new == block:

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.errors import CheckpointError
-from mergeflow.models.checkpoint import CONFIG_NAME, only_weights_file, open_checkpoint, read_config
+from mergeflow.models.checkpoint import open_checkpoint, read_config
 from mergeflow.models.files import choose
-from mergeflow.models.header import Header
 from mergeflow.models.hub_cache import DEFAULT_HUB, Hub, cached_commit, has_files, keep_commit
 from mergeflow.models.hub_errors import expected_errors, explain, is_unreachable
-from mergeflow.models.hub_transfer import cached_file, download_files, remote_header
+from mergeflow.models.hub_transfer import cached_file, download_files, remote_weights
 from mergeflow.models.identity import REMOTE
-from mergeflow.models.index import INDEX_NAME, assemble, parse_index
+from mergeflow.models.index import assemble, parse_index
 from mergeflow.models.records import Checkpoint, FileIdentity
+from mergeflow.models.weights import MODEL, Contents, Tensors
 
 _LOG = logging.getLogger(__name__)
 ASK_SECONDS = 15.0
@@ -51,12 +51,20 @@ class _Listing:
     files: Mapping[str, _RemoteFile]
 
 
-def describe(repo_id: str, revision: str | None = None, *, hub: Hub = DEFAULT_HUB, label: str = "") -> Checkpoint:
+def describe(
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    hub: Hub = DEFAULT_HUB,
+    label: str = "",
+    contents: Contents = MODEL,
+) -> Checkpoint:
     """Open a hub model from its headers. `folder` is None unless all of it is in the cache.
 
     Args:
         revision: branch, tag or commit; None for the default branch.
         label: the model as the user wrote it.
+        contents: whether it is a model or an adapter.
 
     Raises:
         CheckpointError: unknown, restricted or out of reach, or its files are damaged.
@@ -66,9 +74,9 @@ def describe(repo_id: str, revision: str | None = None, *, hub: Hub = DEFAULT_HU
     model = f"{repo_id}@{revision}" if revision else repo_id
     try:
         listing = _ask(repo_id, revision, hub)
-        return _open(listing, label or model, hub)
+        return _open(listing, label or model, hub, contents)
     except expected_errors() as error:
-        cached = _from_cache(repo_id, revision, label or model, hub) if is_unreachable(error) else None
+        cached = _from_cache(repo_id, revision, label or model, hub, contents) if is_unreachable(error) else None
         if cached is None:
             raise explain(error, model, hub.address) from error
         if not constants.HF_HUB_OFFLINE:
@@ -96,6 +104,18 @@ def fetch(
     return hub.snapshot(repo_id, commit)
 
 
+def small_file(repo_id: str, commit: str, name: str, *, hub: Hub = DEFAULT_HUB) -> Path:
+    """A file of one commit that is needed before anything is downloaded, such as a tokenizer; kept in the cache.
+
+    Raises:
+        CheckpointError: the hub cannot be reached or refuses.
+    """
+    try:
+        return cached_file(hub, repo_id, commit, name)
+    except expected_errors() as error:
+        raise explain(error, f"{repo_id}@{commit}", hub.address) from error
+
+
 def download(
     checkpoint: Checkpoint,
     repo_id: str,
@@ -103,6 +123,7 @@ def download(
     on_bytes: Callable[[int], None],
     *,
     hub: Hub = DEFAULT_HUB,
+    contents: Contents = MODEL,
 ) -> Checkpoint:
     """The described `checkpoint`, downloaded and opened from the cache.
 
@@ -117,7 +138,7 @@ def download(
         return checkpoint
     if checkpoint.folder is None:
         folder = fetch(repo_id, commit, [*_weights_files(checkpoint), *checkpoint.files], on_bytes, hub=hub)
-        checkpoint = open_checkpoint(folder, checkpoint.label, commit)
+        checkpoint = open_checkpoint(folder, checkpoint.label, commit, contents=contents)
     keep_commit(hub, repo_id, revision, commit)
     return checkpoint
 
@@ -137,37 +158,37 @@ def _ask(repo_id: str, revision: str | None, hub: Hub) -> _Listing:
     return _Listing(repo_id, info.sha, files)
 
 
-def _open(listing: _Listing, label: str, hub: Hub) -> Checkpoint:
+def _open(listing: _Listing, label: str, hub: Hub, contents: Contents) -> Checkpoint:
     """The model of a listing: in the cache when it is complete there, else from its headers on the hub."""
     snapshot = hub.snapshot(listing.repo_id, listing.commit)
     carried = _carried(listing)
+    found = contents.find([name for name in listing.files if "/" not in name], label, "the repository")
     weight_map: Mapping[str, str] = {}
-    if INDEX_NAME in listing.files:
-        text = cached_file(hub, listing.repo_id, listing.commit, INDEX_NAME).read_bytes()
-        weight_map = parse_index(text, f"{label}: {INDEX_NAME}")
-    names = [name for name in listing.files if "/" not in name]
-    shards = sorted(set(weight_map.values())) or [only_weights_file(names, label, "the repository")]
+    if found.index:
+        text = cached_file(hub, listing.repo_id, listing.commit, found.index).read_bytes()
+        weight_map = parse_index(text, f"{label}: {found.index}", found.index)
+    shards = [found.file] if found.file else sorted(set(weight_map.values()))
     if has_files(snapshot, [*shards, *carried]):
-        return open_checkpoint(snapshot, label, listing.commit)
+        return open_checkpoint(snapshot, label, listing.commit, contents=contents)
     missing = [shard for shard in shards if shard not in listing.files]
     if missing:
-        raise CheckpointError(f"{label}: {INDEX_NAME} names {missing[0]!r}, which is not there")
-    tensors = assemble(_headers(listing, shards, hub), weight_map)
+        raise CheckpointError(f"{label}: {found.index} names {missing[0]!r}, which is not there")
+    tensors = assemble(_headers(listing, shards, hub), weight_map, f"{REMOTE}{listing.repo_id}@{listing.commit}")
     if not tensors:
         raise CheckpointError(f"{label}: {shards[0]} holds no tensors")
     config: Mapping[str, object] = {}
-    if CONFIG_NAME in listing.files:
-        config = read_config(cached_file(hub, listing.repo_id, listing.commit, CONFIG_NAME))
+    if contents.config in listing.files:
+        config = read_config(cached_file(hub, listing.repo_id, listing.commit, contents.config))
     return Checkpoint(label, None, tensors, config, carried, listing.commit)
 
 
-def _headers(listing: _Listing, shards: Sequence[str], hub: Hub) -> dict[str, Header]:
-    def read(shard: str) -> Header:
+def _headers(listing: _Listing, shards: Sequence[str], hub: Hub) -> dict[str, Tensors]:
+    def read(shard: str) -> Tensors:
         remote = listing.files[shard]
         content = f"sha256:{remote.sha256}" if remote.sha256 else None
         path = f"{REMOTE}{listing.repo_id}@{listing.commit}/{shard}"
         file = FileIdentity(path, remote.size, mtime_ns=0, inode=0, device=0, content=content)
-        return remote_header(hub, listing.repo_id, listing.commit, file, shard)
+        return remote_weights(hub, listing.repo_id, listing.commit, file, shard)
 
     with ThreadPoolExecutor(HEADERS_AT_ONCE, thread_name_prefix="header") as pool:
         return dict(zip(shards, pool.map(read, shards), strict=True))
@@ -185,7 +206,7 @@ def _weights_files(checkpoint: Checkpoint) -> list[str]:
     return sorted(path.partition(f"@{checkpoint.revision}/")[2] for path in paths)
 
 
-def _from_cache(repo_id: str, revision: str | None, label: str, hub: Hub) -> Checkpoint | None:
+def _from_cache(repo_id: str, revision: str | None, label: str, hub: Hub, contents: Contents) -> Checkpoint | None:
     """The model as it was last downloaded; None when it never was.
 
     Raises:
@@ -195,6 +216,6 @@ def _from_cache(repo_id: str, revision: str | None, label: str, hub: Hub) -> Che
     if commit is None or not hub.snapshot(repo_id, commit).is_dir():
         return None
     try:
-        return open_checkpoint(hub.snapshot(repo_id, commit), label, commit)
+        return open_checkpoint(hub.snapshot(repo_id, commit), label, commit, contents=contents)
     except CheckpointError as error:
         raise CheckpointError(f"{error} (the hub cannot be asked, and the cache holds only part of it)") from error

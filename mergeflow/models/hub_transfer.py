@@ -3,6 +3,8 @@
 Reading a header takes one request of 100 kB for nearly every file (97 % of the headers on the hub are shorter), and a
 second one for the others. The answer is read as a stream and cut off: a server or proxy that ignores the range would
 otherwise send the whole file into memory.
+
+Of a pickled file it takes two or three: its start, where the pickle is, and its end, where the directory is.
 """
 
 from __future__ import annotations
@@ -10,16 +12,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from mergeflow.errors import CheckpointError
 from mergeflow.models.header import PREFIX_BYTES, Header, header_bytes, parse_header
 from mergeflow.models.hub_cache import Hub
+from mergeflow.models.index import PICKLED_SUFFIXES
+from mergeflow.models.pickled import pickled_tensors
 from mergeflow.models.records import FileIdentity
+from mergeflow.models.weights import SAFETENSORS, Tensors, weights_suffix
 
 FIRST_REQUEST_BYTES = 100_000
 RETRIES = 2
+_PARTIAL = 206  # the status of an answer that is the range that was asked for
 DOWNLOADS_AT_ONCE = 8
 
 
@@ -33,6 +40,46 @@ class _Interrupted(Exception):
     """Raised inside a download to end it: another one failed, or the user interrupted the run."""
 
 
+def remote_weights(hub: Hub, repo_id: str, commit: str, file: FileIdentity, name: str) -> Tensors:
+    """The tensors of the file `name`, from what describes them: none of their bytes is sent.
+
+    Raises:
+        CheckpointError: it is damaged, or its format cannot be read from afar.
+        Exception: what huggingface_hub raises (`hub_errors.expected_errors`).
+    """
+    suffix = weights_suffix(name, file.path)
+    if suffix == SAFETENSORS:
+        return remote_header(hub, repo_id, commit, file, name).tensors
+    if suffix in PICKLED_SUFFIXES:
+        return pickled_tensors(RemoteRanges(hub, repo_id, commit, file, name))
+    raise CheckpointError(
+        f"{file.path}: files that end in {suffix} are not read from the hub; download it and name the local copy"
+    )
+
+
+class RemoteRanges:
+    """Ranges of a file on the hub (`Ranges`). Each request brings more than it must, which is kept for the next."""
+
+    is_near = False
+
+    def __init__(self, hub: Hub, repo_id: str, commit: str, file: FileIdentity, name: str) -> None:
+        self.file = file
+        self._ask = partial(_some_bytes, hub, repo_id, commit, name)
+        self._kept: list[tuple[int, bytes]] = []
+
+    def read(self, offset: int, count: int) -> bytes:
+        """As `Ranges.read`."""
+        count = max(0, min(count, self.file.size - offset))
+        for start, text in self._kept:
+            if start <= offset and offset + count <= start + len(text):
+                return text[offset - start : offset - start + count]
+        text = self._ask(offset, min(max(count, FIRST_REQUEST_BYTES), self.file.size - offset))
+        if len(text) < count:
+            raise CheckpointError(f"{self.file.path}: the hub sent {len(text)} bytes of {count}; try again")
+        self._kept.append((offset, text))
+        return text[:count]
+
+
 def remote_header(hub: Hub, repo_id: str, commit: str, file: FileIdentity, name: str) -> Header:
     """The validated header of the file `name`, without its weights.
 
@@ -40,10 +87,10 @@ def remote_header(hub: Hub, repo_id: str, commit: str, file: FileIdentity, name:
         CheckpointError: it is not a sound safetensors file.
         Exception: what huggingface_hub raises (`hub_errors.expected_errors`).
     """
-    start = _first_bytes(hub, repo_id, commit, name, min(file.size, FIRST_REQUEST_BYTES))
+    start = _some_bytes(hub, repo_id, commit, name, 0, min(file.size, FIRST_REQUEST_BYTES))
     end = PREFIX_BYTES + header_bytes(start[:PREFIX_BYTES], file)
     if end > len(start):
-        start = _first_bytes(hub, repo_id, commit, name, end)
+        start = _some_bytes(hub, repo_id, commit, name, 0, end)
     if len(start) < end:
         raise CheckpointError(f"{file.path}: the hub sent {len(start)} bytes of its header's {end}; try again")
     return parse_header(start[PREFIX_BYTES:end], file)
@@ -72,7 +119,8 @@ def download_files(hub: Hub, repo_id: str, commit: str, files: Sequence[str], on
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _first_bytes(hub: Hub, repo_id: str, commit: str, name: str, count: int) -> bytes:
+def _some_bytes(hub: Hub, repo_id: str, commit: str, name: str, start: int, count: int) -> bytes:
+    """`count` bytes of a file from `start` on; fewer when the hub sends no more."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public, but not declared as such
         build_hf_headers,
@@ -83,10 +131,14 @@ def _first_bytes(hub: Hub, repo_id: str, commit: str, name: str, count: int) -> 
     if count == 0:
         return b""
     url = hf_hub_url(repo_id, name, revision=commit, endpoint=hub.address)
-    headers = {**build_hf_headers(), "Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with http_stream_backoff("GET", url, headers=headers, timeout=timeout, max_retries=RETRIES) as response:
         hf_raise_for_status(response)
+        if start and response.status_code != _PARTIAL:
+            raise CheckpointError(
+                f"{repo_id}: {hub.address} sends whole files only; download it and name the local copy"
+            )
         found = bytearray()
         for chunk in response.iter_bytes():
             found += chunk

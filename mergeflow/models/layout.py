@@ -9,7 +9,8 @@ its largest number says:
                                                as sentence-transformers nests models) numbers modules, not layers
 
 A layer has parts: the numbered list counts as a stack when some name goes on for two more parts behind the number
-(`self_attn.q_proj`). So `mm_projector.2.weight`, one matrix in a list of them, is outside every stack.
+(`self_attn.q_proj`). So `mm_projector.2.weight`, one matrix in a list of them, is outside every stack; and so are
+experts that stand in no layer, which are run side by side.
 
 What is outside lies before or after the stack it is nearest to. Names cannot show the order in which a model runs, so
 words decide: what embeds, comes before; what does not, after.
@@ -24,9 +25,10 @@ from typing import Literal
 
 _NUMBERED = re.compile(r"(?P<stack>[^.]+(?:\.[^.]+)*?)\.(?P<layer>[0-9]+)\.(?P<rest>.+)")
 _MAX_DIGITS = 6
-# Parts of a name that say "before the layers". `embed_out` is GPT-NeoX's output head.
+# Parts of a name that say "before the layers". GPT-NeoX's output head is an `embed_out`: by its name it goes with the
+# embeddings (shared golden case arch_gpt_neox_franken), unlike every `lm_head`.
 _BEFORE = re.compile(
-    r"(^|\.)((?!embed_out)\w*embed\w*|wte|wpe|shared|\w*position\w*|token_type\w*|patch\w*|rotary\w*|conv\d|\w+_token"
+    r"(^|\.)(\w*embed\w*|wte|wpe|shared|\w*position\w*|token_type\w*|patch\w*|rotary\w*|conv\d|\w+_token"
     r"|ln_pre|norm_pre|pre_la\w*norm)(\.|$)",
     re.IGNORECASE,
 )
@@ -87,14 +89,9 @@ def infer_layout(names: Iterable[str]) -> Layout:
         if found:
             stack, layer, rest = found
             counts[stack] = max(counts.get(stack, 0), layer + 1)
-            if "." in rest:
+            if "." in rest and stack.rpartition(".")[2] != "experts":
                 with_parts.add(stack)
     return Layout({stack: counts[stack] for stack in sorted(with_parts)})
-
-
-def layer_counts(layout: Layout) -> dict[str, int]:
-    """Number of layers of each stack: two models can be merged layer by layer when theirs are equal."""
-    return dict(layout.stacks)
 
 
 def _numbered(name: str) -> tuple[str, int, str] | None:

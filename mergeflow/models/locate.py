@@ -1,9 +1,9 @@
-"""Whether a reference names a folder of this machine or a model on the hub.
+"""Whether a reference names a folder (or a file of weights) of this machine or a model on the hub.
 
 In this order:
 
 1. text that can only be a path (``/x``, ``./x``, ``../x``, ``~/x``, ``a/b/c``, anything that is no hub id) is one;
-2. a folder of that name, looked for in the given folders one after the other, wins over the hub;
+2. a folder of that name, or a file of weights, looked for in the given folders one after the other, wins over the hub;
 3. ``org/name`` or ``name`` is a hub id.
 
 A revision is the hub's: text with one is a hub id even if a folder has the same name, for a folder cannot say which
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.errors import CheckpointError
-from mergeflow.models.checkpoint import missing_folder, nearest_folder
+from mergeflow.models.checkpoint import is_bare_file, missing_folder, nearest_folder
 from mergeflow.recipe.records import ModelReference
 
 # The hub's rule: at most 96 characters of letters, digits, "-", "_" and ".", no "--" or "..", no "-" or "." at an end.
@@ -29,7 +29,7 @@ _PATH_STARTS = ("/", "./", "../", "~")
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where a model is: exactly one of `folder` and `repo_id` is set.
+    """Where a model is: exactly one of `folder` (its folder, or its only file) and `repo_id` is set.
 
     `hint` is what to add to a message when the hub does not know the model: the folder that may have been meant.
     """
@@ -58,7 +58,7 @@ def locate(reference: ModelReference, folders: Sequence[Path]) -> Located:
         if reference.revision:
             raise CheckpointError(f"{reference}: a folder has no revisions; leave out '@{reference.revision}'")
         return Located(folder=found)
-    if found is not None and found.is_dir() and not reference.revision:
+    if found is not None and _is_model(found) and not reference.revision:
         return Located(folder=found)
     return Located(repo_id=text, revision=reference.revision, hint=_hint(text, places, found))
 
@@ -72,14 +72,18 @@ def _places(text: str, folders: Sequence[Path]) -> list[Path]:
     return [path] if path.is_absolute() else [folder / path for folder in folders or (Path(),)]
 
 
+def _is_model(path: Path) -> bool:
+    return path.is_dir() or is_bare_file(path)
+
+
 def _can_be_hub_id(text: str) -> bool:
     return not text.startswith(_PATH_STARTS) and text not in (".", "..") and _HUB_ID.fullmatch(text) is not None
 
 
 def _hint(text: str, places: Sequence[Path], found: Path | None) -> str:
-    if found is not None and found.is_dir():
-        return f"the folder {found} is used when the revision is left out"
+    if found is not None and _is_model(found):
+        return f"the {'folder' if found.is_dir() else 'file'} {found} is used when the revision is left out"
     if found is not None:
-        return f"{found} is a file; a model is named by its folder"
+        return f"{found} is a file, but not one of weights"
     near = next((near for place in places if (near := nearest_folder(place)) is not None), None)
     return f"there is no folder {text!r} either" + (f"; did you mean {str(near)!r}?" if near else "")

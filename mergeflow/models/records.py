@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergeflow.dtypes import DType
+from mergeflow.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +110,15 @@ class Checkpoint:
 
     Args:
         label: the model as the user wrote it.
-        folder: where its files are on this machine; None while a hub model is known only by its remote headers.
+        folder: where its files are on this machine (of a bare file of weights: that file); None while a hub model is
+            known only by its remote headers.
         tensors: by name, in natural order of the names (layers 2 before 10).
         config: the parsed config.json (empty when there is none).
         files: paths of the non-weight files, relative to `folder`, sorted.
         revision: the commit a hub model was pinned to.
+        tokenizer: as its files state it; None when nobody needs it, or when it has none.
+        chat_template: likewise, of a model whose tokenizer itself is not needed.
+        adapter_revisions: those of its adapters, in order; None for one of this machine.
     """
 
     label: str
@@ -122,3 +127,6 @@ class Checkpoint:
     config: Mapping[str, object] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     revision: str | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
+    adapter_revisions: tuple[str | None, ...] = ()

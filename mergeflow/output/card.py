@@ -1,8 +1,9 @@
 """The README.md of a merged model: what it is made of, how, and how to make it again.
 
 The front matter is the hub's: `base_model` holds hub ids only, because a path on somebody's disk is not a model there,
-and `license` appears only when every input's card states the same one. The text depends on its arguments alone, so the
-same merge has the same card.
+and `license` appears only when every input states the same one, in its card or in its config.json. A licence of the
+author's own (``other``) counts as the same when its name is, and comes with that name and its link. The text depends
+on its arguments alone, so the same merge has the same card.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Card:
         title: of the page.
         recipe: its text, verbatim.
         version: of mergeflow.
-        library: that loads the model (``transformers``).
+        library: that loads the model (``transformers``); None when the folder says nothing of one.
         license: of the model, when it is known.
+        license_name, license_link: of a licence that the hub has no word for (``other``).
         settings: variables given on the command line (``--set``).
         tensors, parameters, bytes: how much the model holds.
     """
@@ -55,8 +57,10 @@ class Card:
     steps: tuple[CardStep, ...]
     recipe: str
     version: str
-    library: str = "transformers"
+    library: str | None = "transformers"
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     settings: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     tensors: int = 0
     parameters: int = 0
@@ -79,21 +83,44 @@ def model_card(card: Card) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def license_of(readme: str) -> str | None:
-    """The licence that the front matter of a model card states; None when it states none, or one of its own."""
+@dataclass(frozen=True, slots=True)
+class License:
+    """A licence as the hub writes it: its word, and for one that the hub has no word for (``other``) name and link."""
+
+    word: str
+    name: str | None = None
+    link: str | None = None
+
+
+def license_of(readme: str | None, config: Mapping[str, object] | None = None) -> License | None:
+    """The licence that the front matter of a model card states, else its config.json.
+
+    None when neither states one, or one without a name that tells it from others.
+    """
+    for stated in (_matter_of(readme or ""), config or {}):
+        word, name, link = (stated.get(key) for key in ("license", "license_name", "license_link"))
+        if isinstance(word, str) and word != "other":
+            return License(word)
+        if word == "other" and isinstance(name, str):
+            return License(word, name, link if isinstance(link, str) else None)
+    return None
+
+
+def agreed_license(licenses: Sequence[License | None]) -> License | None:
+    """The licence that all inputs have; None when one has none (that is known), or when they differ."""
+    first = licenses[0] if licenses else None
+    same = first is not None and all(other == first for other in licenses)
+    return first if same else None
+
+
+def _matter_of(readme: str) -> Mapping[str, object]:
+    """The front matter of a model card, empty when it has none that can be read."""
     match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme, re.DOTALL)
     try:
         matter = yaml.safe_load(match.group(1)) if match else None
-    except yaml.YAMLError:
-        return None
-    stated = matter.get("license") if isinstance(matter, dict) else None
-    return stated if isinstance(stated, str) and stated != "other" else None
-
-
-def agreed_license(readmes: Sequence[str | None]) -> str | None:
-    """The licence that all of these cards state; None when one has none (or is missing), or when they differ."""
-    stated = {license_of(readme) if readme is not None else None for readme in readmes}
-    return stated.pop() if len(stated) == 1 else None
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
+        return {}
+    return matter if isinstance(matter, dict) else {}
 
 
 def _front_matter(card: Card) -> str:
@@ -101,9 +128,9 @@ def _front_matter(card: Card) -> str:
     matter: dict[str, object] = {}
     if ids:
         matter |= {"base_model": ids, "base_model_relation": "merge"}
-    if card.license:
-        matter["license"] = card.license
-    matter |= {"library_name": card.library, "tags": ["mergeflow", "merge"]}
+    stated = {"license": card.license, "license_name": card.license_name, "license_link": card.license_link}
+    matter |= {key: value for key, value in {**stated, "library_name": card.library}.items() if value}
+    matter["tags"] = ["mergeflow", "merge"]
     return yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from mergeflow.recipe.fields import OPERATIONS
+from mergeflow.recipe.findings import Findings
+from mergeflow.recipe.nodes import join
+from mergeflow.recipe.places import named_sources
 from mergeflow.recipe.records import Step, StepReference
 
 
 def reads(step: Step) -> tuple[str, ...]:
-    """The names of the steps that `step` reads."""
-    return tuple(source.name for source in step.sources() if isinstance(source, StepReference))
+    """The names of the steps that `step` reads, for its weights or for its vocabulary."""
+    names = (source.name for source, _ in named_sources(step) if isinstance(source, StepReference))
+    return tuple(dict.fromkeys(names))
 
 
 def find_cycles(steps: Sequence[Step], guesses: Collection[tuple[str, str]] = ()) -> list[tuple[str, ...]]:
@@ -54,6 +59,26 @@ def _walk(start: str, needs: Mapping[str, tuple[str, ...]], finished: set[str]) 
 def _from_first(cycle: tuple[str, ...], place: Mapping[str, int]) -> tuple[str, ...]:
     first = min(range(len(cycle)), key=lambda index: place[cycle[index]])
     return cycle[first:] + cycle[:first]
+
+
+def report_cycles(steps: Sequence[Step], cycles: Iterable[tuple[str, ...]], findings: Findings) -> None:
+    """An error for each cycle, at the field of its first step that reads the next."""
+    by_name = {step.name: step for step in steps}
+    for cycle in cycles:
+        first, following = by_name[cycle[0]], (*cycle[1:], cycle[0])[0]
+        path = _path_of_source(first, following)
+        way = " -> ".join((*cycle, cycle[0]))
+        message = f"steps form a cycle: {way}" if len(cycle) > 1 else f"a step cannot read itself: {way}"
+        findings.error(message, first.position(path), join(first.path, path))
+
+
+def _path_of_source(step: Step, name: str) -> str:
+    """The field in which `step` reads the step `name`."""
+    path = next(path for source, path in named_sources(step) if source == StepReference(name))
+    method = step.merge_method
+    if method not in OPERATIONS or method not in step.positions:
+        return path
+    return f"{method}.base" if path == "base_model" else f"{method}.{next(iter(OPERATIONS[method].sources))}"
 
 
 def reached(steps: Sequence[Step], wanted: Iterable[str]) -> set[str]:

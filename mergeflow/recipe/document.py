@@ -1,4 +1,6 @@
-"""YAML text becomes a tree of nodes, safely: no object is ever built from a tag, and no text can exhaust the machine.
+"""YAML text becomes trees of nodes, one for each document, safely.
+
+No object is ever built from a tag, and no text can exhaust the machine.
 
 PyYAML's parser (libyaml's, when PyYAML was built with it) turns text into events; the tree is put together here
 rather than by PyYAML's composer, which
@@ -13,14 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from mergeflow.errors import Position, Problem
 from mergeflow.recipe.nearest import quoted
-from mergeflow.recipe.nodes import BrokenNode, Entry, ListNode, MapNode, Node, ScalarNode, join
+from mergeflow.recipe.nodes import BrokenNode, Entry, ListNode, MapNode, Node, ScalarNode, is_null, join
 from mergeflow.recipe.records import Scalar
 
 # A recipe nests eight deep and a thousand steps are 20,000 values; these are far above what anyone writes.
@@ -50,19 +52,50 @@ class Document:
 
 
 def parse(text: str, file: str) -> Document:
-    """Reads one YAML document; `file` names it in positions. Never raises: what is wrong is in the result."""
+    """Reads YAML of one document; `file` names it in positions. Never raises: what is wrong is in the result."""
+    first, *others = parse_documents(text, file)
+    if others and others[0].root is not None:
+        message = "one value is expected here, and there are several documents"
+        return Document(None, (Problem(message, others[0].root.position),))
+    return first
+
+
+def parse_documents(text: str, file: str) -> tuple[Document, ...]:
+    """As `parse`, for a text of several documents, separated by ``---``; at least one. Empty ones are left out.
+
+    Where there are several, the paths of problems start with ``documents[1]``.
+    """
     strange = _first_unprintable(text)
     if strange is not None:
         message = f"not YAML: the character {text[strange]!a} is not allowed"
-        return Document(None, (Problem(message, position_of(text, strange, file)),))
+        return (Document(None, (Problem(message, position_of(text, strange, file)),)),)
     composer = _Composer(file)
     try:
-        root = composer.compose(text)
+        documents = list(composer.compose(text))
     except yaml.YAMLError as error:
-        return Document(None, (_syntax_problem(error, text, file),))
+        return (Document(None, (_syntax_problem(error, text, file),)),)
     except _Refused as refused:
-        return Document(None, (refused.problem,))
-    return Document(root, tuple(composer.problems), tuple(composer.duplicates))
+        return (Document(None, (refused.problem,)),)
+    written = [document for document in documents if document.root is not None and not is_null(document.root)]
+    if len(written) > 1:
+        return tuple(_numbered(document, index) for index, document in enumerate(written))
+    return tuple(written or documents[:1]) or (Document(None),)
+
+
+def document_path(index: int) -> str:
+    """The path of a document in a file of several."""
+    return f"documents[{index}]"
+
+
+def _numbered(document: Document, index: int) -> Document:
+    problems = (_within(problem, index) for problem in document.problems)
+    duplicates = (_within(problem, index) for problem in document.duplicates)
+    return Document(document.root, tuple(problems), tuple(duplicates))
+
+
+def _within(problem: Problem, index: int) -> Problem:
+    path = document_path(index)
+    return replace(problem, path=join(path, problem.path) if problem.path else path)
 
 
 def _first_unprintable(text: str) -> int | None:
@@ -118,30 +151,26 @@ class _Sized:
 
 
 class _Composer:
-    """Puts nodes together from the events of one document."""
+    """Puts nodes together from the events of a text; `values` counts those of the documents before."""
 
     def __init__(self, file: str) -> None:
         self.file = file
+        self.values = 0
         self.problems: list[Problem] = []
         self.duplicates: list[Problem] = []
         self.anchors: dict[str, _Sized] = {}
         self.resolver: Any = yaml.resolver.Resolver()
         self.constructor = yaml.constructor.SafeConstructor()
 
-    def compose(self, text: str) -> Node | None:
+    def compose(self, text: str) -> Iterator[Document]:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         events: Iterator[Any] = yaml.parse(text, Loader=loader)
-        root: Node | None = None
-        documents = 0
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    message = "files of several documents are not supported yet by this version of mergeflow"
-                    raise _Refused(message, self._place(event))
-            elif not isinstance(event, (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentEndEvent)):
-                root = self._node(event, events, "", 0).node
-        return root
+                self.problems, self.duplicates, self.anchors = [], [], {}
+                root = self._node(next(events), events, "", 0)
+                self.values += root.size
+                yield Document(root.node, tuple(self.problems), tuple(self.duplicates))
 
     def _place(self, event: Any) -> Position:
         return Position(self.file, event.start_mark.line + 1, event.start_mark.column + 1)
@@ -159,7 +188,7 @@ class _Composer:
             built = self._map(event, events, path, depth)
         if event.tag and event.tag not in _SAFE_TAGS and event.tag != "!":
             built = _Sized(self._refuse_tag(event, path), built.size)
-        if built.size > MOST_VALUES:
+        if self.values + built.size > MOST_VALUES:
             raise _Refused(f"more than {MOST_VALUES} values, aliases written out", self._place(event))
         if event.anchor:
             self.anchors[event.anchor] = built

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.nearest import did_you_mean, nearest, quoted
-from mergeflow.recipe.nodes import Entry, ListNode, MapNode, Node, ScalarNode, is_empty, is_null, join, kind_of
+from mergeflow.recipe.nodes import Entry, ListNode, MapNode, Node, ScalarNode, is_null, join, kind_of
 
 NATIVE_FIELDS = {
     "mergeflow": "The version of the recipe's form: 1.",
@@ -23,10 +23,22 @@ NATIVE_FIELDS = {
 MERGE_FIELDS = {
     "merge_method": "How the models are merged: one of `mergeflow methods`.",
     "models": "The models that are merged, in order, each with its own parameters.",
+    "slices": "The layers of the result, in order: each slice is made from as many layers of one or more models.",
+    "modules": "The parts of a model with layers of their own (a vision tower, a decoder), by name, each with its own "
+    "models or slices.",
     "base_model": "The model the method takes for its base: what deltas are differences from.",
     "parameters": "Parameters of the method for the whole step; those of a model come first.",
     "dtype": "The number format of the step's result. Default: computed and kept in float32.",
     "out_dtype": "The number format in which the result is written.",
+    "tokenizer": "The vocabulary of the result: embeddings and heads are merged token by token. Default: the base "
+    "model's tokenizer is copied, and rows are merged by their numbers.",
+    "tokenizer_source": "The short form of `tokenizer`: union, base, or a model.",
+    "chat_template": "The chat template that is written: auto (the one most models have), a built-in name, or a "
+    "template.",
+}
+DOCUMENT_FIELDS = {
+    "name": "The name of this merge, for the other documents of the file. The final one has none.",
+    **MERGE_FIELDS,
 }
 
 
@@ -35,12 +47,14 @@ class OperationForm:
     """A step that is one method under its own name: ``sparsify: {delta: STEP, density: 0.5}``.
 
     `sources` are the fields that name what it reads: first its input, then (called ``base``) its base. Whatever else
-    stands beside them is a parameter of the method of the same name. `rule` says why they must be there.
+    stands beside them is a parameter of the method of the same name. `rule` says why they must be there. Where
+    `adapter` has a meaning, an adapter may stand in place of the input, and the base may be left out then.
     """
 
     meaning: str
     sources: Mapping[str, str]
     rule: str
+    adapter: str = ""
 
 
 OPERATIONS: Mapping[str, OperationForm] = {
@@ -50,7 +64,9 @@ OPERATIONS: Mapping[str, OperationForm] = {
             "model": "The model (or step) that was trained.",
             "base": "The model (or step) it was trained from.",
         },
-        rule="a task vector is model minus base",
+        rule="a task vector is model minus base (or {adapter: PATH})",
+        adapter="A low-rank adapter whose delta is taken alone: a folder or a hub id with an optional @revision, or "
+        "{path, revision, weight}.",
     ),
     "sparsify": OperationForm(
         meaning="A delta of which only a share of the entries is kept.",
@@ -78,10 +94,49 @@ INPUT_FIELDS = {
     "model": "A name of `models`, a step, a folder, or a hub id with an optional @revision.",
     "parameters": "Parameters of the method for this model alone.",
 }
+SLICE_FIELDS = {
+    "sources": "The layers this slice is made from: as many of each model.",
+    "base_model": "The base for the tensors of this slice, in place of the step's.",
+    "parameters": "Parameters of the method for this slice; those of a source come first.",
+    "residual_weight": "Without effect, as in mergekit.",
+}
+SOURCE_FIELDS = {
+    "model": INPUT_FIELDS["model"],
+    "layer_range": "The first layer and the one behind the last: [0, 8] are the first eight.",
+    "parameters": INPUT_FIELDS["parameters"],
+}
+MODULE_FIELDS = {
+    "models": "The models this module is merged from, in order, each with its own parameters.",
+    "slices": "The layers of this module, in order.",
+    "parameters": "Parameters of the method for this module; those of a slice come first.",
+}
+VOCABULARY_FIELDS = {
+    "source": "union (the tokens of all models), base, or the model whose vocabulary is taken. Default: union.",
+    "tokens": "Where the rows of single tokens come from, by the token's text.",
+    "pad_to_multiple_of": "The number of rows is rounded up to a multiple of this.",
+}
+TOKEN_FIELDS = {
+    "source": "A model that has the token, {kind: zero}, or {kind: model_token, model: ..., token: ...} (or token_id).",
+    "force": "Whether models that have the token take this row too. Default: false.",
+}
+TOKEN_SOURCE_FIELDS = {
+    "kind": "zero: a row of zeros; model_token: the row of a token of a model.",
+    "model": "The model whose row is taken.",
+    "token": "The text of the token whose row is taken.",
+    "token_id": "The number of the row that is taken.",
+}
 REFERENCE_FIELDS = {
     "path": "A folder or a hub id, taken as it is: never a name of this recipe, no @ or + in it has a meaning.",
     "revision": "A branch, tag or commit of the hub.",
     "model": "A folder or a hub id with an optional @revision, or {path, revision}.",
+    "lora": "A low-rank adapter that is added: a folder or a hub id with an optional @revision, or {path, revision}.",
+    "adapters": "Several adapters that are added, each {path, revision, weight} or a text.",
+    "override_architecture": "Not needed: the names of the tensors say what a model is made of.",
+}
+ADAPTER_FIELDS = {
+    "path": "A folder or a hub id, taken as it is.",
+    "revision": "A branch, tag or commit of the hub.",
+    "weight": "What the adapter is multiplied by. Default: 1.",
 }
 OUTPUT_FIELDS = {
     "path": "The folder to write, relative to the recipe's folder. Default: given on the command line.",
@@ -95,15 +150,12 @@ CONDITION_FIELDS = {
     "filter": "A part of the tensor names this value is for, taken literally. Default: every tensor.",
 }
 
-# What mergekit has and this version does not: one clear error each, never a silent difference.
-MISSING_IN_STEPS = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
-MISSING_IN_REFERENCES = ("lora", "override_architecture")
-MISSING_IN_TOKENIZERS = ("tokens", "pad_to_multiple_of")
+
+# Fields of a step that hold mappings, and have the looks of fields that hold lists.
+MAPPINGS = ("modules",)
 
 
-def read_fields(
-    node: Node, known: Mapping[str, str], path: str, findings: Findings, missing: tuple[str, ...] = ()
-) -> dict[str, Entry]:
+def read_fields(node: Node, known: Mapping[str, str], path: str, findings: Findings) -> dict[str, Entry]:
     """The fields of a mapping by name, those without a value left out.
 
     An unknown field is reported with the nearest name. In a native recipe it is then read as that one, so that
@@ -117,19 +169,20 @@ def read_fields(
     for entry in node.entries:
         name = entry.key
         here = join(path, name)
-        if name in missing:
-            if not is_empty(entry.node):
-                findings.unsupported(f"{quoted(name)} is", entry.key_position, here)
-            continue
         if name not in known:
-            guess = nearest(name, known)
-            _report_unknown(entry, guess, (*known, *missing), here, findings)
+            guess = nearest(name, _that_hold(entry.node, known))
+            _report_unknown(entry, guess, tuple(known), here, findings)
             if guess is None or findings.tolerant or guess in written or guess in fields:
                 continue
             name = guess
         if not is_null(entry.node):
             fields[name] = entry
     return fields
+
+
+def _that_hold(node: Node, known: Mapping[str, str]) -> tuple[str, ...]:
+    """The fields that a value can be meant for: a list is never one of modules."""
+    return tuple(name for name in known if name not in MAPPINGS or not isinstance(node, ListNode))
 
 
 def _report_unknown(entry: Entry, guess: str | None, names: tuple[str, ...], path: str, findings: Findings) -> None:

@@ -42,10 +42,6 @@ class Findings:
         """Notes something that mergekit ignores: an error, but a warning in a mergekit file."""
         self._add(message, position, path, "warning" if self.tolerant else "error")
 
-    def unsupported(self, what: str, position: Position | None, path: str = "") -> None:
-        """Notes a feature of mergekit that this version lacks; `what` starts the sentence."""
-        self._add(f"{what} not supported yet by this version of mergeflow", position, path, "error")
-
     def _add(self, message: str, position: Position | None, path: str, severity: Severity) -> None:
         self.problems.append(Problem(message, position, path, severity))
 

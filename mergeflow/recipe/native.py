@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.errors import Position
-from mergeflow.recipe.cycles import find_cycles, reached, unread
-from mergeflow.recipe.fields import NATIVE_FIELDS, OPERATIONS, read_fields, read_named
+from mergeflow.recipe.adapted import adapted_steps, is_written
+from mergeflow.recipe.cycles import find_cycles, reached, report_cycles, unread
+from mergeflow.recipe.fields import NATIVE_FIELDS, read_fields, read_named
 from mergeflow.recipe.findings import Findings
+from mergeflow.recipe.made_of import StepPlace
 from mergeflow.recipe.nearest import quoted
 from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, ScalarNode, is_null, join, kind_of, positions
 from mergeflow.recipe.outputs import read_outputs
 from mergeflow.recipe.records import ModelReference, Output, Scalar, Step, StepReference
 from mergeflow.recipe.references import read_reference
 from mergeflow.recipe.sources import Names
-from mergeflow.recipe.steps import WHAT_A_STEP_IS, StepPlace, read_step
+from mergeflow.recipe.steps import WHAT_A_STEP_IS, read_step
 from mergeflow.recipe.variables import NAME, read_variables, warn_of_unused
 
 VERSION = 1
@@ -50,11 +52,12 @@ def read_native(root: MapNode, overrides: Mapping[str, str], folder: Path, findi
     models = _read_models(filled, findings)
     step_entries = _read_step_entries(root, filled, models, findings)
     names = Names({entry.key: entry.key_position for entry in step_entries}, models, folder)
-    steps = _read_steps(step_entries, names, findings)
+    written = _read_steps(step_entries, names, findings)
+    steps = (*written, *adapted_steps(names))
     cycles = find_cycles(steps, findings.guesses)
-    _report_cycles(steps, cycles, findings)
+    report_cycles(steps, cycles, findings)
     # A step that could not be read may use any of the others: nothing is concluded from its silence.
-    sound = len(steps) == len(names.steps) and not cycles and names.steps.keys().isdisjoint(models)
+    sound = len(written) == len(names.steps) and not cycles and names.steps.keys().isdisjoint(models)
     outputs = _read_outputs(filled, steps, names, sound, findings)
     whole = {name: reference for name, reference in models.items() if reference is not None}
     places = positions(filled["models"].node) if "models" in filled else {}
@@ -144,26 +147,6 @@ def _read_steps(entries: tuple[Entry, ...], names: Names, findings: Findings) ->
     return tuple(steps)
 
 
-def _report_cycles(steps: tuple[Step, ...], cycles: list[tuple[str, ...]], findings: Findings) -> None:
-    by_name = {step.name: step for step in steps}
-    for cycle in cycles:
-        first, following = by_name[cycle[0]], (*cycle[1:], cycle[0])[0]
-        path = _path_of_source(first, following)
-        way = " -> ".join((*cycle, cycle[0]))
-        message = f"steps form a cycle: {way}" if len(cycle) > 1 else f"a step cannot read itself: {way}"
-        findings.error(message, first.position(path), join(join("steps", first.name), path))
-
-
-def _path_of_source(step: Step, name: str) -> str:
-    """The field in which `step` reads the step `name`."""
-    method = step.merge_method
-    is_operation = method in OPERATIONS and method in step.positions
-    for index, entry in enumerate(step.inputs):
-        if entry.source == StepReference(name):
-            return f"{method}.{next(iter(OPERATIONS[method].sources))}" if is_operation else f"models[{index}].model"
-    return f"{method}.base" if is_operation else "base_model"
-
-
 def _read_outputs(
     fields: Mapping[str, Entry], steps: tuple[Step, ...], names: Names, sound: bool, findings: Findings
 ) -> tuple[Output, ...]:
@@ -184,6 +167,6 @@ def _warn_of_unused_steps(steps: tuple[Step, ...], outputs: tuple[Output, ...], 
     tokenizers = [output.tokenizer.name for output in outputs if isinstance(output.tokenizer, StepReference)]
     needed = reached(steps, [*(output.step for output in outputs), *tokenizers])
     for step in steps:
-        if step.name not in needed:
+        if step.name not in needed and is_written(step):
             message = "no output uses this step: it is not computed"
             findings.warning(message, step.position(), join("steps", step.name))

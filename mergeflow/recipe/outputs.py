@@ -8,10 +8,11 @@ outputs:
 
 from __future__ import annotations
 
+from mergeflow.errors import Position
 from mergeflow.recipe.fields import (
-    MISSING_IN_TOKENIZERS,
     OUTPUT_FIELDS,
     TOKENIZER_FIELDS,
+    VOCABULARY_FIELDS,
     read_fields,
     read_named,
     read_text_value,
@@ -23,9 +24,7 @@ from mergeflow.recipe.records import DEFAULT_SHARD_BYTES, Output, Source
 from mergeflow.recipe.sizes import parse_size
 from mergeflow.recipe.sources import Names, read_source
 from mergeflow.recipe.steps import read_dtype
-
-# mergekit's words for tokenizers that are built from several; a name of the recipe comes first.
-BUILT_TOKENIZERS = ("union", "base")
+from mergeflow.recipe.vocabulary import BUILT_VOCABULARIES
 
 
 def read_outputs(node: Node, names: Names, findings: Findings) -> tuple[Output, ...]:
@@ -85,15 +84,24 @@ def _read_tokenizer(node: Node, path: str, names: Names, findings: Findings) -> 
     if isinstance(node, ScalarNode):
         findings.error(f"expected a mapping: write {{source: {node.text}}}", node.position, path)
         return None
-    fields = read_fields(node, TOKENIZER_FIELDS, path, findings, MISSING_IN_TOKENIZERS)
+    fields = read_fields(node, VOCABULARY_FIELDS, path, findings)
+    for name, entry in fields.items():
+        if name not in TOKENIZER_FIELDS:
+            _report_built(f"{quoted(name)}", entry.key_position, join(path, name), findings)
     if "source" not in fields:
         return None
     source = fields["source"].node
     here = join(path, "source")
-    if isinstance(source, ScalarNode) and source.text in BUILT_TOKENIZERS and source.text not in names:
-        findings.unsupported(f"the tokenizer {quoted(source.text)} is", source.position, here)
+    if isinstance(source, ScalarNode) and source.text in BUILT_VOCABULARIES and source.text not in names:
+        _report_built(f"the tokenizer {quoted(source.text)}", source.position, here, findings)
         return None
     return read_source(source, names, here, findings)
+
+
+def _report_built(what: str, position: Position, path: str, findings: Findings) -> None:
+    """A vocabulary is part of what a step computes: an output only says whose tokenizer is copied."""
+    message = f"{what} is part of a merge: write 'tokenizer' in the step, with the same fields"
+    findings.error(message, position, path)
 
 
 def _report_shared_paths(outputs: list[Output], findings: Findings) -> None:

@@ -6,13 +6,13 @@ what could be read is there beside it, so that later checks add their findings a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from mergeflow.errors import Position, Problem
-from mergeflow.recipe.document import Document, parse
+from mergeflow.recipe.document import Document, document_path, parse_documents
 from mergeflow.recipe.findings import Findings, in_file_order
 from mergeflow.recipe.mergekit import read_mergekit
 from mergeflow.recipe.native import read_native
@@ -47,29 +47,38 @@ def read_recipe(
     current = working_folder or _current_folder()
     content = read_text(current / path, file) if text is None else text
     if isinstance(content, Problem):
-        document, content = Document(None, (content,)), ""
+        documents: tuple[Document, ...] = (Document(None, (content,)),)
+        content = ""
     else:
-        document = parse(content, file)
-    form = _form(document.root, content)
+        documents = parse_documents(content, file)
+    form = _form(documents, content)
     own_folder = (current / path).parent
     folder, fallback = (own_folder, None) if form == "native" else (current, own_folder)
     empty = Recipe(file, content, form, folder, steps=(), outputs=(), fallback_folder=fallback)
     findings = Findings(form)
-    findings.problems += document.problems
-    findings.problems += (_judged(problem, findings) for problem in document.duplicates)
-    recipe = _fill(empty, document.root, overrides, findings)
+    for document in documents:
+        findings.problems += document.problems
+        findings.problems += (_judged(problem, findings) for problem in document.duplicates)
+    recipe = _fill(empty, [document.root for document in documents], overrides, findings)
     return replace(recipe, problems=in_file_order(findings.problems))
 
 
-def _fill(empty: Recipe, root: Node | None, overrides: Mapping[str, str], findings: Findings) -> Recipe:
-    """`empty` with what the document says; what is wrong with it goes to `findings`."""
-    if not isinstance(root, MapNode):
-        _report_no_recipe(root, empty.file, findings)
+def _fill(empty: Recipe, roots: Sequence[Node | None], overrides: Mapping[str, str], findings: Findings) -> Recipe:
+    """`empty` with what the documents say; what is wrong with them goes to `findings`."""
+    maps = [root for root in roots if isinstance(root, MapNode)]
+    for index, root in enumerate(roots):
+        if not isinstance(root, MapNode):
+            _report_no_recipe(root, empty.file, document_path(index) if len(roots) > 1 else "", findings)
+    if len(maps) < len(roots):
         return empty
     if empty.form == "mergekit":
-        steps, outputs = read_mergekit(root, overrides, findings)
+        steps, outputs = read_mergekit(maps, overrides, empty.folder, findings)
         return replace(empty, steps=steps, outputs=outputs)
-    native = read_native(root, overrides, empty.folder, findings)
+    if len(maps) > 1:
+        message = "a recipe with 'steps:' is one document: the merges of this one belong under 'steps:' too"
+        findings.error(message, maps[1].position, document_path(1))
+        return empty
+    native = read_native(maps[0], overrides, empty.folder, findings)
     return replace(
         empty,
         steps=native.steps,
@@ -81,15 +90,19 @@ def _fill(empty: Recipe, root: Node | None, overrides: Mapping[str, str], findin
     )
 
 
-def _form(root: Node | None, text: str) -> Form:
+def _form(documents: Sequence[Document], text: str) -> Form:
     """A file is native when it says so, or when only a native recipe could look like it."""
+    return "native" if any(_is_native(document.root, text) for document in documents) else "mergekit"
+
+
+def _is_native(root: Node | None, text: str) -> bool:
     if not isinstance(root, MapNode):
-        return "native" if "mergeflow:" in text else "mergekit"
+        return "mergeflow:" in text
     keys = [entry.key for entry in root.entries]
     if "mergeflow" in keys:
-        return "native"
+        return True
     is_merge = "merge_method" in keys
-    return "native" if not is_merge and ("steps" in keys or nearest("mergeflow", keys, cutoff=0.8)) else "mergekit"
+    return not is_merge and ("steps" in keys or nearest("mergeflow", keys, cutoff=0.8) is not None)
 
 
 def _judged(duplicate: Problem, findings: Findings) -> Problem:
@@ -97,13 +110,13 @@ def _judged(duplicate: Problem, findings: Findings) -> Problem:
     return replace(duplicate, severity="warning") if findings.tolerant else duplicate
 
 
-def _report_no_recipe(root: Node | None, file: str, findings: Findings) -> None:
+def _report_no_recipe(root: Node | None, file: str, path: str, findings: Findings) -> None:
     if root is None and findings.problems:
         return
     if root is None or is_null(root):
         findings.error("the file is empty", Position(file, 1, 1))
     elif not isinstance(root, BrokenNode):
-        findings.error(f"a recipe is a mapping of fields to values, not {kind_of(root)}", root.position)
+        findings.error(f"a recipe is a mapping of fields to values, not {kind_of(root)}", root.position, path)
 
 
 def _current_folder() -> Path:

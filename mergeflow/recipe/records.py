@@ -23,22 +23,40 @@ Form = Literal["native", "mergekit"]
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterReference:
+    """A low-rank adapter as the user names it: a folder or a hub id, and by how much it is multiplied."""
+
+    path: str
+    revision: str | None = None
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        times = f"{self.weight!r}*" if self.weight != 1 else ""
+        return times + self.path + (f"@{self.revision}" if self.revision else "")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A checkpoint as the user names it: a folder, or a hub id with an optional revision (and adapter).
+    """A checkpoint as the user names it: a folder, or a hub id with an optional revision, and adapters added to it.
 
     Two references are the same model when they are equal. `str()` gives the canonical text.
+
+    An empty `path` with one adapter is that adapter alone: a delta. It stands only as the one input of a step
+    ``task_vector: {adapter: a}``, without a base or with a step for its base.
     """
 
     path: str
     revision: str | None = None
-    adapter: str | None = None
-    adapter_revision: str | None = None
+    adapters: tuple[AdapterReference, ...] = ()
 
     def __str__(self) -> str:
         text = self.path + (f"@{self.revision}" if self.revision else "")
-        if self.adapter:
-            text += f"+{self.adapter}" + (f"@{self.adapter_revision}" if self.adapter_revision else "")
-        return text
+        return text + "".join(f"+{adapter}" for adapter in self.adapters)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is an adapter alone: a delta, not a model."""
+        return not self.path and bool(self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +101,69 @@ Parameters = Mapping[str, Setting]
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One entry of a step's `models`: where its tensors come from and its own parameters."""
+    """One entry of a step's `models` or of a slice's `sources`: where its tensors come from and its own parameters.
+
+    `layers` are, in a slice, the first layer and the one behind the last; None for a whole model.
+    """
 
     source: Source
     parameters: Parameters = field(default_factory=dict)
+    position: Position | None = None
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Consecutive layers of a step's result: as many as each of `inputs` gives, made from those, one by one.
+
+    `base` and `parameters` come before those of the module and of the step.
+    """
+
+    inputs: tuple[Input, ...]
+    base: Source | None = None
+    parameters: Parameters = field(default_factory=dict)
+    position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One part of a model with layers of its own (a vision tower, a decoder), made of `inputs` whole or of `slices`."""
+
+    name: str
+    inputs: tuple[Input, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    parameters: Parameters = field(default_factory=dict)
+    position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelToken:
+    """The row of one token of one model, named by its text or by its id."""
+
+    model: Source
+    token: str | None = None
+    token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """Where the row of one token comes from: a model's own row of it, another token's, or zeros (``zero``).
+
+    None: as for any other token. With `force`, of models that have the token too.
+    """
+
+    source: Source | ModelToken | Literal["zero"] | None = None
+    force: bool = False
+    position: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The vocabulary of a step's result: that of its base, of a model, or the ``union`` of all its models'."""
+
+    source: Literal["union", "base"] | Source = "union"
+    tokens: Mapping[str, TokenRow] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
     position: Position | None = None
 
 
@@ -94,8 +171,13 @@ class Input:
 class Step:
     """One merge (or one task vector), as written.
 
-    A step ``task_vector: {model: m, base: b}`` has `merge_method` ``task_vector``, one input `m`, base `b`.
-    `positions` maps a field's path inside the step (``models[1].parameters.t``, ``base_model``) to its place.
+    A step ``task_vector: {model: m, base: b}`` has `merge_method` ``task_vector``, one input `m`, base `b`;
+    ``task_vector: {adapter: a}`` the input `ModelReference("", adapters=(a,))`, and with a checkpoint `b` for its base
+    the input `b+a` (the difference of the two is the adapter alone).
+    Exactly one of `inputs` (whole models), `slices` and `modules` is not empty. `vocabulary` is None where the
+    tokenizer is the base's and embeddings are merged row by row. `positions` maps a field's path inside the step
+    (``models[1].parameters.t``, ``slices[0].sources[1].model``, ``base_model``) to its place; `path` is where the step
+    itself stands (``steps.final``, ``documents[1]``; empty: the step is the file).
     """
 
     name: str
@@ -107,11 +189,25 @@ class Step:
     out_dtype: str | None = None
     cache: CachePolicy = "auto"
     positions: Mapping[str, Position] = field(default_factory=dict)
+    slices: tuple[Slice, ...] = ()
+    modules: tuple[Module, ...] = ()
+    vocabulary: Vocabulary | None = None
+    chat_template: str | None = None
+    path: str = ""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the step is an adapter alone: a delta as it is, not a difference of two models."""
+        only = self.inputs[0].source if len(self.inputs) == 1 else None
+        return isinstance(only, ModelReference) and only.is_adapter
 
     def sources(self) -> tuple[Source, ...]:
-        """Every model or step this step reads: its inputs in listed order, then its base if not among them."""
-        listed = tuple(entry.source for entry in self.inputs)
-        return listed if self.base is None or self.base in listed else (*listed, self.base)
+        """Every model or step this step merges: its inputs in listed order, then its bases if not among them."""
+        slices = [*self.slices, *(part for module in self.modules for part in module.slices)]
+        entries = [*self.inputs, *(entry for module in self.modules for entry in module.inputs)]
+        entries += [entry for part in slices for entry in part.inputs]
+        bases = [base for base in (self.base, *(part.base for part in slices)) if base is not None]
+        return tuple(dict.fromkeys([*(entry.source for entry in entries), *bases]))
 
     def position(self, path: str = "") -> Position | None:
         """Where the field `path` stands; the nearest enclosing field's place when it is not written out."""

@@ -9,11 +9,12 @@ at the end means not set: the parameter's default holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mergeflow.errors import Problem
 from mergeflow.recipe.nearest import quoted
 from mergeflow.recipe.nodes import join
+from mergeflow.recipe.places import all_parameters
 from mergeflow.recipe.records import Parameters, Scalar, Setting, Step
 from mergeflow.recipe.settings import Kind, SettingError, evaluate, value_of
 
@@ -37,9 +38,17 @@ def resolve(step: Step, input_index: int | None, parameter: str, kind: Kind, nam
 
 def lookup(step: Step, input_index: int | None, parameter: str, kind: Kind) -> Lookup:
     """`resolve` with all but the tensor given: called once per tensor, it costs next to nothing for a constant."""
-    own = step.inputs[input_index].parameters.get(parameter) if input_index is not None else None
-    shared = step.parameters.get(parameter)
-    settings = tuple(setting for setting in (own, shared) if setting is not None)
+    own = (step.inputs[input_index].parameters,) if input_index is not None else ()
+    return lookup_in((*own, step.parameters), parameter, kind)
+
+
+def lookup_in(places: Iterable[Parameters], parameter: str, kind: Kind) -> Lookup:
+    """The value of a parameter that the first of `places` with one for the tensor gives it, None when none has.
+
+    For a layer of a slice, mergekit's places are those of its sources that are the model (for a parameter of one value
+    per input), then the slice's, the module's and the step's.
+    """
+    settings = tuple(place[parameter] for place in places if parameter in place)
     if not settings:
         return _always(None)
     if _is_constant(settings[0]):
@@ -67,17 +76,20 @@ def _first(settings: tuple[Setting, ...], kind: Kind, name: str, t: float) -> Sc
     return None
 
 
-def unmatched_filters(step: Step, names: Iterable[str], prefix: str | None = None) -> list[Problem]:
+def unmatched_filters(
+    step: Step, names: Iterable[str], prefix: str | None = None, asked: Mapping[str, Iterable[str]] | None = None
+) -> list[Problem]:
     """A warning for each filter of `step` that decides for none of the tensors `names`.
 
     Args:
-        prefix: the path of the step in the file; ``steps.NAME`` when None (a mergekit file's is empty).
+        asked: for settings (by their path in the step) that are held against other names: those names.
+        prefix: the path of the step in the file, when it is not that of `Step.path`.
     """
     tensors = tuple(names)
-    prefix = f"steps.{step.name}" if prefix is None else prefix
+    prefix = step.path if prefix is None else prefix
     problems = []
     for path, setting in _settings(step):
-        for index, reason in _idle_branches(setting, tensors):
+        for index, reason in _idle_branches(setting, tuple((asked or {}).get(path, tensors))):
             here = f"{path}.filter"
             if here not in step.positions:
                 here = f"{path}[{index}].filter"
@@ -88,13 +100,9 @@ def unmatched_filters(step: Step, names: Iterable[str], prefix: str | None = Non
 def _settings(step: Step) -> Iterator[tuple[str, Setting]]:
     """Every setting of a step with its path."""
 
-    def under(path: str, parameters: Parameters) -> Iterator[tuple[str, Setting]]:
+    for parameters, path in all_parameters(step):
         for name, setting in parameters.items():
             yield f"{path}.{name}", setting
-
-    for index, entry in enumerate(step.inputs):
-        yield from under(f"models[{index}].parameters", entry.parameters)
-    yield from under("parameters", step.parameters)
 
 
 def _idle_branches(setting: Setting, names: tuple[str, ...]) -> Iterator[tuple[int, str]]:

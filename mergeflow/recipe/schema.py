@@ -9,43 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mergeflow.dtypes import FLOAT_NAMES
 from mergeflow.recipe.fields import (
-    CONDITION_FIELDS,
+    DOCUMENT_FIELDS,
     INPUT_FIELDS,
-    MERGE_FIELDS,
-    MISSING_IN_REFERENCES,
-    MISSING_IN_STEPS,
+    MODULE_FIELDS,
     NATIVE_FIELDS,
     OPERATIONS,
-    OUTPUT_FIELDS,
-    REFERENCE_FIELDS,
+    SLICE_FIELDS,
+    SOURCE_FIELDS,
     STEP_FIELDS,
-    TOKENIZER_FIELDS,
 )
 from mergeflow.recipe.native import LARGEST_SEED, VERSION
+from mergeflow.recipe.schema_values import (
+    INTEGER_TEXT,
+    SCALARS,
+    VARIABLE,
+    Schema,
+    any_of,
+    described,
+    fields_of,
+    use,
+    value_definitions,
+)
 from mergeflow.recipe.settings import Kind
 from mergeflow.recipe.steps import BESIDE_OPERATION, CACHE_POLICIES
 from mergeflow.recipe.variables import NAME
 
-Schema = dict[str, object]
 Methods = Mapping[str, Sequence[tuple[str, Kind]]]
 
-PARAMETERS: Schema = {"type": "object", "additionalProperties": {"$ref": "#/$defs/any_setting"}}
+PARAMETERS: Schema = {"type": "object", "additionalProperties": use("any_setting")}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-VARIABLE: Schema = {"type": "string", "pattern": r"\$\{"}
-NUMBER_TEXT = r"^\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
-INTEGER_TEXT = r"^\s*[+-]?[0-9]+(\.0+)?\s*$"
-BOOLEAN_TEXT = "^([tT]([rR][uU][eE])?|[fF]([aA][lL][sS][eE])?|[yY]([eE][sS])?|[nN][oO]?|[oO][nN]|[oO][fF][fF]|0|1)$"
-
-# What may be written for one value of each type: the rules of `settings.convert`.
-SCALARS: Mapping[str, Schema] = {
-    "float": {"anyOf": [{"type": ["number", "boolean"]}, {"type": "string", "pattern": NUMBER_TEXT}, VARIABLE]},
-    "int": {"anyOf": [{"type": ["integer", "boolean"]}, {"type": "string", "pattern": INTEGER_TEXT}, VARIABLE]},
-    "bool": {"anyOf": [{"type": "boolean"}, {"enum": [0, 1]}, {"type": "string", "pattern": BOOLEAN_TEXT}, VARIABLE]},
-    "string": {"type": "string"},
-    "any": {"type": ["number", "boolean", "string"]},
-}
+# The fields of which one says what a merge is made of, and when one of them counts as written.
+WRITTEN: Mapping[str, Schema] = {"models": {"minItems": 1}, "slices": {"minItems": 1}, "modules": {"minProperties": 1}}
 
 
 def json_schema(methods: Methods) -> Schema:
@@ -60,33 +55,15 @@ def json_schema(methods: Methods) -> Schema:
         "description": "A native recipe (it has 'mergeflow: 1'), or a mergekit configuration.",
         "type": "object",
         "if": {"required": ["mergeflow"]},
-        "then": _use("native"),
-        "else": _use("mergekit"),
+        "then": use("native"),
+        "else": use("mergekit"),
         "$defs": {
             "native": _native(),
             "mergekit": _mergekit(methods),
             "step": _step(methods),
-            "reference": _reference(),
-            "dtype": _dtype(),
-            "output": _output(),
-            **{f"{kind}_setting": _setting(scalar) for kind, scalar in SCALARS.items()},
+            **value_definitions(),
         },
     }
-
-
-def _use(name: str) -> Schema:
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _object(meanings: Mapping[str, str], schemas: Mapping[str, Schema], required: Sequence[str] = ()) -> Schema:
-    """A mapping with the fields of one table and no others."""
-    schema: Schema = {"type": "object", "properties": _described(meanings, schemas), "additionalProperties": False}
-    return {**schema, "required": list(required)} if required else schema
-
-
-def _described(meanings: Mapping[str, str], schemas: Mapping[str, Schema]) -> Schema:
-    """The schemas of the fields of one table, each with its meaning, which editors show."""
-    return {name: {"description": meaning, **schemas[name]} for name, meaning in meanings.items()}
 
 
 def _named(values: Schema) -> Schema:
@@ -94,72 +71,111 @@ def _named(values: Schema) -> Schema:
     return {"type": "object", "propertyNames": {"pattern": f"^{NAME.pattern}$"}, "additionalProperties": values}
 
 
-def _absent() -> Schema:
-    """A field this version lacks: allowed only with a value that means nothing."""
-    return {"description": "Not supported yet by this version of mergeflow.", "enum": [None, False, "", [], {}]}
-
-
 def _native() -> Schema:
     value = SCALARS["any"]
     schemas: dict[str, Schema] = {
         "mergeflow": {"const": VERSION},
-        "seed": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": LARGEST_SEED}, VARIABLE]},
-        "models": _named(_use("reference")),
-        "vars": _named({"anyOf": [value, {"type": "array", "items": value}]}),
-        "steps": {**_named(_use("step")), "minProperties": 1},
-        "outputs": _named(_use("output")),
+        "seed": any_of({"type": "integer", "minimum": 0, "maximum": LARGEST_SEED}, VARIABLE),
+        "models": _named(use("reference")),
+        "vars": _named(any_of(value, {"type": "array", "items": value})),
+        "steps": {**_named(use("step")), "minProperties": 1},
+        "outputs": _named(use("output")),
     }
-    return _object(NATIVE_FIELDS, schemas, ("mergeflow", "steps"))
+    return fields_of(NATIVE_FIELDS, schemas, ("mergeflow", "steps"))
 
 
-def _merge_schemas(methods: Methods) -> dict[str, Schema]:
+def _merge_schemas(methods: Methods, *, closed: bool) -> dict[str, Schema]:
     """The schemas of a merge's fields, with any parameters: those of its method are checked beside them."""
-    entry = _object(INPUT_FIELDS, {"model": _use("reference"), "parameters": PARAMETERS}, ("model",))
+    models, slices = _models(closed=closed), _slices(closed=closed)
+    module_schemas = {"models": models, "slices": slices, "parameters": PARAMETERS}
+    module = fields_of(MODULE_FIELDS, module_schemas, closed=closed) | _made_of("models", "slices")
     return {
-        "merge_method": {"anyOf": [{"enum": list(methods)}, VARIABLE]},
-        "models": {"type": "array", "minItems": 1, "items": entry},
-        "base_model": _use("reference"),
+        "merge_method": any_of({"enum": list(methods)}, VARIABLE),
+        "models": models,
+        "slices": slices,
+        "modules": {"type": ["object", "null"], "additionalProperties": module},
+        "base_model": use("reference"),
         "parameters": PARAMETERS,
-        "dtype": _use("dtype"),
-        "out_dtype": _use("dtype"),
+        "dtype": use("dtype"),
+        "out_dtype": use("dtype"),
+        "tokenizer": use("vocabulary" if closed else "mergekit_vocabulary"),
+        "tokenizer_source": any_of(use("reference"), {"enum": [None, ""]}),
+        "chat_template": {"type": ["string", "null"]},
     }
+
+
+def _models(*, closed: bool) -> Schema:
+    schemas = {"model": use("reference"), "parameters": PARAMETERS}
+    return {"type": ["array", "null"], "items": fields_of(INPUT_FIELDS, schemas, ("model",), closed=closed)}
+
+
+def _slices(*, closed: bool) -> Schema:
+    layer = any_of({"type": "integer", "minimum": 0}, {"type": "string", "pattern": INTEGER_TEXT}, VARIABLE)
+    source_schemas: dict[str, Schema] = {
+        "model": use("reference"),
+        "layer_range": {"type": "array", "minItems": 2, "maxItems": 2, "items": layer},
+        "parameters": PARAMETERS,
+    }
+    source = fields_of(SOURCE_FIELDS, source_schemas, ("model", "layer_range"), closed=closed)
+    slice_schemas: dict[str, Schema] = {
+        "sources": {"type": "array", "minItems": 1, "items": source},
+        "base_model": use("reference"),
+        "parameters": PARAMETERS,
+        "residual_weight": SCALARS["float"],
+    }
+    return {"type": ["array", "null"], "items": fields_of(SLICE_FIELDS, slice_schemas, ("sources",), closed=closed)}
+
+
+def _made_of(*ways: str) -> Schema:
+    """Exactly one of these fields is written; an empty one counts as not written."""
+    return {"oneOf": [{"required": [name], "properties": {name: {**WRITTEN[name], "not": NULL}}} for name in ways]}
+
+
+NULL: Schema = {"type": "null"}
 
 
 def _step(methods: Methods) -> Schema:
     schemas: dict[str, Schema] = {
-        **_merge_schemas(methods),
+        **_merge_schemas(methods, closed=True),
         **{name: _operation(name, methods) for name in OPERATIONS},
-        "cache": {"anyOf": [{"enum": list(CACHE_POLICIES)}, VARIABLE]},
+        "cache": any_of({"enum": list(CACHE_POLICIES)}, VARIABLE),
     }
     written: list[Schema] = [{"required": [name]} for name in OPERATIONS]
     beside: Schema = {"propertyNames": {"enum": [*OPERATIONS, *BESIDE_OPERATION]}, "oneOf": written}
     return {
-        **_object(STEP_FIELDS, schemas),
+        **fields_of(STEP_FIELDS, schemas),
         "if": {"anyOf": written},
         "then": beside,
-        "else": {"required": ["merge_method", "models"]},
+        "else": {"required": ["merge_method"], **_made_of(*WRITTEN)},
         **_parameters_by_method(methods, closed=True),
     }
 
 
 def _operation(name: str, methods: Methods) -> Schema:
     """The body of a step that is one method under its own name: its sources and its parameters."""
-    sources = OPERATIONS[name].sources
-    body = _object(sources, {field: _use("reference") for field in sources}, tuple(sources))
-    parameters = {parameter: _use(f"{kind}_setting") for parameter, kind in methods.get(name, ())}
-    return {**body, "properties": {**parameters, **_described(sources, dict.fromkeys(sources, _use("reference")))}}
+    form = OPERATIONS[name]
+    meanings = dict(form.sources)
+    schemas = dict.fromkeys(meanings, use("reference"))
+    required: Schema = {"required": list(form.sources)}
+    if form.adapter:
+        meanings["adapter"], schemas["adapter"] = form.adapter, use("adapter")
+        first = next(iter(form.sources))
+        alone: Schema = {"required": ["adapter"], "properties": {first: False}}
+        required = {"if": {"required": ["adapter"]}, "then": alone, "else": required}
+    parameters = {parameter: use(f"{kind}_setting") for parameter, kind in methods.get(name, ())}
+    body = fields_of(meanings, schemas)
+    return {**body, "properties": {**parameters, **described(meanings, schemas)}, **required}
 
 
 def _mergekit(methods: Methods) -> Schema:
     """mergekit ignores fields it does not know, at every level: so does this schema."""
-    schemas = _merge_schemas(methods)
-    inputs = {"model": _use("reference"), "parameters": PARAMETERS}
-    entry: Schema = {"type": "object", "required": ["model"], "properties": _described(INPUT_FIELDS, inputs)}
-    schemas["models"] = {"type": "array", "minItems": 1, "items": entry}
+    schemas: dict[str, Schema] = {
+        **_merge_schemas(methods, closed=False),
+        "name": {"type": ["string", "number", "null"]},
+    }
     return {
-        "type": "object",
-        "required": ["merge_method", "models"],
-        "properties": _described(MERGE_FIELDS, schemas) | {name: _absent() for name in MISSING_IN_STEPS},
+        **fields_of(DOCUMENT_FIELDS, schemas, ("merge_method",), closed=False),
+        **_made_of(*WRITTEN),
         **_parameters_by_method(methods, closed=False),
     }
 
@@ -171,49 +187,13 @@ def _parameters_by_method(methods: Methods, *, closed: bool) -> Schema:
 
 def _parameters_of(name: str, parameters: Sequence[tuple[str, Kind]], *, closed: bool) -> Schema:
     """When a merge is of the method `name`: the parameters it has. `closed`: and no others."""
-    known: Schema = {"properties": {parameter: _use(f"{kind}_setting") for parameter, kind in parameters}}
+    known: Schema = {"properties": {parameter: use(f"{kind}_setting") for parameter, kind in parameters}}
     if closed:
         known["additionalProperties"] = False
+    entry: Schema = {"items": {"properties": {"parameters": known}}}
+    part: Schema = {"items": {"properties": {"parameters": known, "sources": entry}}}
+    module: dict[str, Schema] = {"parameters": known, "models": entry, "slices": part}
     return {
         "if": {"properties": {"merge_method": {"const": name}}, "required": ["merge_method"]},
-        "then": {
-            "properties": {
-                "parameters": known,
-                "models": {"items": {"properties": {"parameters": known}}},
-            }
-        },
+        "then": {"properties": {**module, "modules": {"additionalProperties": {"properties": module}}}},
     }
-
-
-def _setting(scalar: Schema) -> Schema:
-    """A parameter's value: a scalar, a gradient, a condition, or a list of conditions."""
-    value: Schema = {"anyOf": [scalar, {"type": "array", "items": scalar}]}
-    condition = _object(CONDITION_FIELDS, {"value": value, "filter": {"type": "string"}}, ("value",))
-    return {"anyOf": [scalar, {"type": "array", "items": scalar}, condition, {"type": "array", "items": condition}]}
-
-
-def _reference() -> Schema:
-    text: Schema = {"type": "string", "minLength": 1}
-    schemas: dict[str, Schema] = {"path": text, "revision": text, "model": {"anyOf": [text, {"type": "object"}]}}
-    spelled_out: Schema = {
-        "type": "object",
-        "properties": _described(REFERENCE_FIELDS, schemas) | {name: _absent() for name in MISSING_IN_REFERENCES},
-        "additionalProperties": False,
-        "anyOf": [{"required": ["path"]}, {"required": ["model"]}],
-    }
-    return {"anyOf": [text, spelled_out]}
-
-
-def _dtype() -> Schema:
-    prefixed = "^torch\\.(" + "|".join(FLOAT_NAMES) + ")$"
-    return {"anyOf": [{"enum": list(FLOAT_NAMES)}, {"type": "string", "pattern": prefixed}, VARIABLE]}
-
-
-def _output() -> Schema:
-    schemas: dict[str, Schema] = {
-        "path": {"type": "string"},
-        "dtype": _use("dtype"),
-        "max_shard_size": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]},
-        "tokenizer": _object(TOKENIZER_FIELDS, {"source": _use("reference")}),
-    }
-    return {"anyOf": [{"type": ["string", "null"]}, _object(OUTPUT_FIELDS, schemas)]}

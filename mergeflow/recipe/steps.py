@@ -12,29 +12,28 @@ left out; their places stay in `Step.positions`, so that later checks know they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import cast
 
 from mergeflow.dtypes import FLOAT_NAMES
 from mergeflow.errors import Position
 from mergeflow.recipe.fields import (
-    INPUT_FIELDS,
-    MERGE_FIELDS,
-    MISSING_IN_STEPS,
+    DOCUMENT_FIELDS,
     OPERATIONS,
     STEP_FIELDS,
     OperationForm,
     read_choice,
     read_fields,
-    read_list,
     read_text_value,
 )
 from mergeflow.recipe.findings import Findings
+from mergeflow.recipe.made_of import StepPlace, read_made_of, read_own_parameters
 from mergeflow.recipe.nearest import did_you_mean, nearest, quoted
-from mergeflow.recipe.nodes import BrokenNode, Entry, ListNode, MapNode, Node, ScalarNode, is_empty, join, positions
+from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, Node, join, positions
 from mergeflow.recipe.parameters import read_parameters
-from mergeflow.recipe.records import CachePolicy, Input, Parameters, Source, Step
-from mergeflow.recipe.sources import Names, read_source
+from mergeflow.recipe.records import CachePolicy, Input, ModelReference, Source, Step
+from mergeflow.recipe.sources import read_adapter_source
+from mergeflow.recipe.vocabulary import read_chat_template, read_vocabulary
 
 CACHE_POLICIES = ("auto", "always", "never")
 # What people call the formats elsewhere; too far from our names for difflib.
@@ -43,25 +42,12 @@ BESIDE_OPERATION = ("dtype", "out_dtype", "cache")
 WHAT_A_STEP_IS = f"'merge_method' (or {', '.join(quoted(name) for name in OPERATIONS)})"
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlace:
-    """Which step is read: its name, the path of its fields, its place, and what names mean in it.
-
-    `names` is None in a mergekit file: there every name is a checkpoint, and only mergekit's fields are known.
-    """
-
-    name: str
-    path: str
-    position: Position
-    names: Names | None
-
-
 def read_step(node: Node, place: StepPlace, findings: Findings) -> Step | None:
     """The step a mapping describes; None, reported, when its method or a source is missing or unreadable."""
     if isinstance(node, BrokenNode):
         return None
-    known = MERGE_FIELDS if place.names is None else STEP_FIELDS
-    fields = read_fields(node, known, place.path, findings, MISSING_IN_STEPS)
+    known = DOCUMENT_FIELDS if findings.tolerant else STEP_FIELDS
+    fields = read_fields(node, known, place.path, findings)
     if not isinstance(node, MapNode):
         return None
     operation = next((name for name in OPERATIONS if name in fields), None)
@@ -72,79 +58,34 @@ def read_step(node: Node, place: StepPlace, findings: Findings) -> Step | None:
 
 def _read_merge(node: MapNode, fields: dict[str, Entry], place: StepPlace, findings: Findings) -> Step | None:
     method = _read_method(fields, place, findings)
-    inputs = _read_inputs(node, fields, place, findings)
-    parameters = _read_parameters(fields, place.path, findings)
+    made = read_made_of(node, fields, place.path, place, findings)
+    parameters = read_own_parameters(fields, place.path, findings)
     formats = _read_formats(fields, place.path, findings)
+    vocabulary, is_known = read_vocabulary(fields, place, findings)
+    template = read_chat_template(fields, place.path, findings)
     base = None
     if "base_model" in fields:
-        base = _read_base(fields["base_model"].node, join(place.path, "base_model"), place, findings)
-        if base is None:
-            return None
-    if method is None or inputs is None:
+        base = place.source(fields["base_model"].node, join(place.path, "base_model"), findings)
+        is_known = is_known and base is not None
+    if method is None or made is None or not is_known:
         return None
-    return Step(place.name, method, inputs, base, parameters, *formats, _positions(node, place))
+    step = Step(place.name, method, made.inputs, base, parameters, *formats, _positions(node, place))
+    return replace(
+        step,
+        slices=made.slices,
+        modules=made.modules,
+        vocabulary=vocabulary,
+        chat_template=template,
+        path=place.path,
+    )
 
 
 def _read_method(fields: dict[str, Entry], place: StepPlace, findings: Findings) -> str | None:
     if "merge_method" in fields:
         return read_text_value(fields["merge_method"].node, join(place.path, "merge_method"), findings)
-    message = "'merge_method' is missing" if place.names is None else f"a step needs {WHAT_A_STEP_IS}"
+    message = "'merge_method' is missing" if findings.tolerant else f"a step needs {WHAT_A_STEP_IS}"
     findings.error(message, place.position, place.path)
     return None
-
-
-def _read_inputs(
-    node: MapNode, fields: dict[str, Entry], place: StepPlace, findings: Findings
-) -> tuple[Input, ...] | None:
-    """The entries of `models`; None when one of them has no readable source."""
-    if "models" not in fields:
-        if not _is_sliced(node):
-            findings.error("'models' is missing: a merge lists its models", place.position, place.path)
-        return None
-    path = join(place.path, "models")
-    listed = fields["models"].node
-    if isinstance(listed, ListNode) and not listed.items:
-        if not _is_sliced(node):
-            findings.error("'models' is empty: a merge lists its models", listed.position, path)
-        return None
-    items = read_list(listed, path, findings)
-    inputs = [_read_input(item, f"{path}[{index}]", place, findings) for index, item in enumerate(items)]
-    whole = tuple(entry for entry in inputs if entry is not None)
-    return whole if whole and len(whole) == len(inputs) else None
-
-
-def _is_sliced(node: MapNode) -> bool:
-    """Whether the models stand where this version does not look: reported as not supported, not as missing."""
-    return any(entry.key in ("slices", "modules") and not is_empty(entry.node) for entry in node.entries)
-
-
-def _read_input(node: Node, path: str, place: StepPlace, findings: Findings) -> Input | None:
-    if isinstance(node, BrokenNode):
-        return None
-    if isinstance(node, ScalarNode) and node.value is not None:
-        message = f"expected a mapping with a 'model': write {{model: {node.text}}}"
-        findings.error(message, node.position, path)
-        source = read_source(node, place.names, path, findings, place.name)
-        return None if source is None else Input(source, {}, node.position)
-    fields = read_fields(node, INPUT_FIELDS, path, findings)
-    parameters = _read_parameters(fields, path, findings)
-    if "model" not in fields:
-        if isinstance(node, MapNode):
-            findings.error("'model' is missing: each entry of 'models' names one", node.position, path)
-        return None
-    named = fields["model"].node
-    source = read_source(named, place.names, join(path, "model"), findings, place.name)
-    return None if source is None else Input(source, parameters, named.position)
-
-
-def _read_base(node: Node, path: str, place: StepPlace, findings: Findings) -> Source | None:
-    return read_source(node, place.names, path, findings, place.name)
-
-
-def _read_parameters(fields: dict[str, Entry], path: str, findings: Findings) -> Parameters:
-    if "parameters" not in fields:
-        return {}
-    return read_parameters(fields["parameters"].node, join(path, "parameters"), findings)
 
 
 def _read_formats(
@@ -186,21 +127,58 @@ def _read_operation(
     formats = _read_formats(fields, place.path, findings)
     path, body, form = join(place.path, name), fields[name].node, OPERATIONS[name]
     named, parameters = _split_body(body, form)
-    parts = read_fields(named, form.sources, path, findings)
-    sources: dict[str, Source] = {}
-    for field in form.sources:
-        if field in parts:
-            source = read_source(parts[field].node, place.names, join(path, field), findings, place.name)
-            sources |= {} if source is None else {field: source}
-        elif isinstance(body, MapNode):
-            findings.error(f"{quoted(field)} is missing: {form.rule}", body.position, path)
+    parts = read_fields(named, _source_fields(form), path, findings)
+    sources = _read_operands(form, parts, body, path, place, findings)
     settings = read_parameters(parameters, path, findings)
-    if len(sources) < len(form.sources):
+    if sources is None:
         return None
-    first, *_ = form.sources
+    first, *_ = sources
     read = Input(sources[first], {}, parts[first].node.position)
     where = _positions(node, place) | _merge_positions(parts, parameters, first)
-    return Step(place.name, name, (read,), sources.get("base"), settings, *formats, where)
+    step = Step(place.name, name, (read,), sources.get("base"), settings, *formats, where)
+    return replace(step, path=place.path)
+
+
+def _source_fields(form: OperationForm) -> dict[str, str]:
+    return {**form.sources, **({"adapter": form.adapter} if form.adapter else {})}
+
+
+def _read_operands(
+    form: OperationForm, parts: dict[str, Entry], body: Node, path: str, place: StepPlace, findings: Findings
+) -> dict[str, Source] | None:
+    """The sources of an operation by their fields, its input first; None, reported, when one is missing."""
+    first, *others = form.sources
+    required = [first, *others]
+    if form.adapter and "adapter" in parts:
+        if first in parts:
+            message = f"{quoted(first)} and 'adapter' exclude each other: {form.rule}"
+            findings.error(message, parts[first].key_position, join(path, first))
+        first, required = "adapter", ["adapter"]
+    sources: dict[str, Source | None] = {}
+    for field in (first, *others):
+        if field in parts:
+            sources[field] = _read_operand(field, parts[field].node, join(path, field), place, findings)
+        elif field in required:
+            sources[field] = None
+            if isinstance(body, MapNode):
+                findings.error(f"{quoted(field)} is missing: {form.rule}", body.position, path)
+    whole = {field: source for field, source in sources.items() if source is not None}
+    return _on_its_base(whole) if len(whole) == len(sources) else None
+
+
+def _on_its_base(sources: dict[str, Source]) -> dict[str, Source]:
+    """An adapter whose base is a checkpoint is the difference of the two: of base and adapter, and of the base."""
+    adapter, base = sources.get("adapter"), sources.get("base")
+    if isinstance(adapter, ModelReference) and isinstance(base, ModelReference) and not base.is_adapter:
+        return {**sources, "adapter": replace(base, adapters=base.adapters + adapter.adapters)}
+    return sources
+
+
+def _read_operand(field: str, node: Node, path: str, place: StepPlace, findings: Findings) -> Source | None:
+    if field != "adapter":
+        return place.source(node, path, findings)
+    adapter = read_adapter_source(node, place.names, path, findings)
+    return None if adapter is None else ModelReference("", adapters=(adapter,))
 
 
 def _split_body(body: Node, form: OperationForm) -> tuple[Node, MapNode]:
@@ -210,8 +188,11 @@ def _split_body(body: Node, form: OperationForm) -> tuple[Node, MapNode]:
     """
     if not isinstance(body, MapNode):
         return body, MapNode(body.position, ())
+    known = _source_fields(form)
     missing = [field for field in form.sources if body.entry(field) is None]
-    named = [entry for entry in body.entries if entry.key in form.sources or nearest(entry.key, missing)]
+    if form.adapter and body.entry("adapter") is not None:
+        missing = missing[1:]
+    named = [entry for entry in body.entries if entry.key in known or nearest(entry.key, missing)]
     others = [entry for entry in body.entries if entry not in named]
     return MapNode(body.position, tuple(named)), MapNode(body.position, tuple(others))
 

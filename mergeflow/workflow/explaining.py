@@ -27,7 +27,8 @@ class StepExplanation:
     """One step of the making of one tensor.
 
     Args:
-        formula: over the names of the step's inputs.
+        formula: over the names of the step's inputs, each with its tensor's name where that is another
+            (``a:model.layers.1.mlp.up_proj.weight``).
         shared, inputs: the parameters as they resolved for this tensor; `inputs` by the input's name.
         state: ``carried`` (not merged), ``cached``, ``to compute``, or ``unknown`` before the inputs are hashed.
         statistics_known, statistics: how many statistics it needs and how many are cached.
@@ -64,7 +65,6 @@ def explain_recipe(recipe: Recipe, glob: str, options: Options, listen: Listener
     """
     compiled = compile_from_headers(recipe, listen, download=False, state=options.state)
     check(compiled, strict=False)
-    check(compiled, strict=False)
     known = look_up(compiled.graph, options.cache, listen)
     now, before = describe_steps(recipe, compiled), read_history(options.state, recipe)
     why = {name: tuple(differences(name, now, before)) for name in now}
@@ -95,18 +95,31 @@ def _steps(
     known: Known,
     why: Mapping[str, tuple[str, ...]],
 ) -> Iterator[StepExplanation]:
+    asked: dict[str, dict[str, None]] = {last: {name: None}}
     needed = reached(recipe.steps, [last])
-    for step in steps_in_order(recipe.steps):
-        if step.name in needed:
-            yield _explain(recipe, compiled, step, name, known, why[step.name])
+    order = [step for step in steps_in_order(recipe.steps) if step.name in needed]
+    for step in reversed(order):
+        for tensor in asked.get(step.name, {}):
+            for source, read in _read(compiled, step, tensor):
+                if isinstance(source, StepReference):
+                    asked.setdefault(source.name, {})[read] = None
+    for step in order:
+        for tensor in asked.get(step.name, {}):
+            yield _explain(recipe, compiled, step, tensor, known, why[step.name])
+
+
+def _read(compiled: Compiled, step: Step, name: str) -> tuple[tuple[Source, str], ...]:
+    """The tensors that one tensor of a step is made from."""
+    return compiled.results[step.name].parameters[name].read
 
 
 def _explain(
     recipe: Recipe, compiled: Compiled, step: Step, name: str, known: Known, why: tuple[str, ...]
 ) -> StepExplanation:
     graph, result = compiled.graph, compiled.results[step.name]
-    labels = {source: _label(recipe, source) for source in step.sources()}
-    names = {_node(compiled, source, name): label for source, label in labels.items()}
+    read = _read(compiled, step, name)
+    labels = [_tensor_label(recipe, source, tensor, name) for source, tensor in read]
+    names = {_node(compiled, *tensor): label for tensor, label in zip(read, labels, strict=True)}
     node = graph[result.tensors[name].node]
     if node.kind != "load":
         names.pop(node.id, None)
@@ -118,12 +131,18 @@ def _explain(
             graph, node.id, {i: label for i, label in names.items() if i != node.id or node.kind == "load"}
         ),
         shared=_shared(result, name),
-        inputs=_per_input(result, name, list(labels.values())),
+        inputs=_per_input(result, name, labels),
         state=_state(node.kind == "load", node.key, is_known(node, known)),
         statistics_known=sum(1 for it in statistics if is_known(it, known)),
         statistics=len(statistics),
         why=why,
     )
+
+
+def _tensor_label(recipe: Recipe, source: Source, tensor: str, name: str) -> str:
+    """An input by its name; where its tensor is called otherwise (in another layer, say), with that."""
+    label = _label(recipe, source)
+    return label if tensor == name else f"{label}:{tensor}"
 
 
 def _state(is_load: bool, key: str | None, is_cached: bool) -> str:

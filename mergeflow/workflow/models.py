@@ -15,7 +15,12 @@ from mergeflow.graph.values import Compiled
 from mergeflow.models.digests import DigestMemory
 from mergeflow.models.open import open_model
 from mergeflow.models.records import Checkpoint, TensorSource
+from mergeflow.models.tokenizer import TOKENIZER_NAME
+from mergeflow.models.tokenizer_files import with_tokenizer
+from mergeflow.recipe.places import named_sources
 from mergeflow.recipe.records import ModelReference, Recipe, Source
+from mergeflow.recipe.tokenizers import models_with_copied_tokenizers, models_with_templates, models_with_tokenizers
+from mergeflow.workflow.configuration import doubts_about_config
 from mergeflow.workflow.options import Options
 
 # As many names as a message lists.
@@ -42,8 +47,7 @@ def compile_from_headers(
     for reference, named in _references(recipe):
         try:
             before = (planned or {}).get(reference)
-            commit = before.revision if before else None
-            checkpoints[reference] = _open(reference, recipe, listen, download=download, commit=commit)
+            checkpoints[reference] = _open(reference, recipe, listen, download=download, before=before)
         except CheckpointError as error:
             problems.append(Problem(f"{error}{_no_name_either(reference, recipe)}", named.position, named.path))
         except OSError as error:  # a name too long for this system, a disk that fails
@@ -52,7 +56,8 @@ def compile_from_headers(
     sources = {source for tensor in tensors for source in tensor.sources()}
     known = _digests(state).known(list(sources)) if state is not None else {}
     compiled = compile_recipe(recipe, checkpoints, known)
-    return replace(compiled, problems=in_file_order([*problems, *compiled.problems]))
+    found = [*problems, *compiled.problems, *doubts_about_config(compiled)]
+    return replace(compiled, problems=in_file_order(found))
 
 
 def compile_with_digests(recipe: Recipe, from_headers: Compiled, options: Options, listen: Listener) -> Compiled:
@@ -106,16 +111,24 @@ def _hash(
 
 
 def _open(
-    reference: ModelReference, recipe: Recipe, listen: Listener, *, download: bool, commit: str | None
+    reference: ModelReference, recipe: Recipe, listen: Listener, *, download: bool, before: Checkpoint | None
 ) -> Checkpoint:
-    folders = [recipe.folder] + ([recipe.fallback_folder] if recipe.fallback_folder else [])
-    return open_model(
+    folders = [Path(folder) for folder in (recipe.folder, recipe.fallback_folder) if folder]
+    checkpoint = open_model(
         reference,
-        [Path(folder) for folder in folders],
+        folders,
         download=download,
         on_bytes=lambda n: listen(BytesMoved(read=n)),
-        commit=commit,
+        commit=before.revision if before else None,
+        adapter_commits=before.adapter_revisions if before else (),
     )
+    if reference in models_with_tokenizers(recipe):
+        return with_tokenizer(checkpoint, reference, folders, "tokenizer")
+    if reference in models_with_copied_tokenizers(recipe) and TOKENIZER_NAME in checkpoint.files:
+        return with_tokenizer(checkpoint, reference, folders, "tokenizer")
+    if reference in models_with_templates(recipe):
+        return with_tokenizer(checkpoint, reference, folders, "chat template")
+    return checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +153,7 @@ def _references(recipe: Recipe) -> Iterator[tuple[ModelReference, _Named]]:
 
 def _uses(recipe: Recipe) -> Iterator[tuple[Source | None, _Named]]:
     for step in recipe.steps:
-        named = [(entry.source, f"models[{index}].model") for index, entry in enumerate(step.inputs)]
-        for source, path in [*named, (step.base, "base_model")]:
+        for source, path in named_sources(step):
             yield source, _Named(step_path(step, recipe.form, path), step.position(path))
     for output in recipe.outputs:
         yield output.tokenizer, _Named(f"outputs.{output.step}.tokenizer", output.position)

@@ -39,6 +39,24 @@ class OutputReport:
 
 
 @dataclass(frozen=True, slots=True)
+class VocabularyReport:
+    """A vocabulary that a step merged: its tokens, the rows of its embeddings, and how it relates to the models'.
+
+    Args:
+        shared: tokens that all of the models have.
+        added: tokens that the step's base lacks.
+        dropped: tokens that a model has and the result lacks.
+    """
+
+    step: str
+    tokens: int
+    rows: int
+    shared: int
+    added: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What a run did.
 
@@ -59,6 +77,7 @@ class RunReport:
     outputs: tuple[OutputReport, ...]
     statistics: Mapping[str, int]
     warnings: tuple[str, ...]
+    vocabularies: tuple[VocabularyReport, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The report as plain data, ready for `json.dumps`."""

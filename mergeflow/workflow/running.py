@@ -37,7 +37,7 @@ from mergeflow.workflow.models import check, compile_from_headers, compile_with_
 from mergeflow.workflow.options import Options, peak_memory
 from mergeflow.workflow.parts import room_for_parts
 from mergeflow.workflow.planning import budget, look_up, native_judge, read_records
-from mergeflow.workflow.report import ByteCounts, OutputReport, RunReport, TensorCounts
+from mergeflow.workflow.report import ByteCounts, OutputReport, RunReport, TensorCounts, VocabularyReport
 from mergeflow.workflow.shards import OpenShards
 
 # A run that keeps finding damaged entries has a broken disk, not a damaged cache.
@@ -167,7 +167,9 @@ class _Run:
 
     def drop(self, error: CorruptEntry, *, last: bool) -> None:
         """Forget a damaged cache entry, so that its value is computed again."""
-        if last or self.options.cache is None:
+        if self.options.cache is None:
+            raise RunError(f"{error}; this run has written it: look at the output's disk") from error
+        if last:
             raise RunError(f"{error}; the cache keeps failing: look at its disk, or run with --no-cache") from error
         self.hear(Warned(f"{error}; it is computed again"))
         Cache(self.options.cache).discard(error.key)
@@ -235,12 +237,22 @@ class _Run:
                 "cached": sum(step.statistics_known for step in self.plan.steps),
             },
             warnings=tuple(self.warnings),
+            vocabularies=tuple(merged_vocabularies(compiled)),
         )
+
+
+def merged_vocabularies(compiled: Compiled) -> Iterator[VocabularyReport]:
+    """The vocabularies that the steps of a recipe merged, in their order."""
+    for name, result in compiled.results.items():
+        made = result.vocabulary
+        if made is not None and made.step == name:
+            counts = made.shared, made.added, made.dropped
+            yield VocabularyReport(name, len(made.tokenizer.ids), made.rows, *counts)
 
 
 def _digest(compiled: Compiled, model: Checkpoint, name: str) -> str | None:
     source = model.tensors.get(name)
-    return None if source is None else compiled.graph[compiled.graph.load(source)].key
+    return None if source is None else compiled.graph.key(source)
 
 
 @contextmanager

@@ -71,9 +71,12 @@ class TestText:
             says(mergeflow(command, "a"), 1, "a:1:1: error: a recipe is a YAML file; this is a folder")
 
     def test_several_documents(self) -> None:
-        """What this version does not read yet is said, not half done."""
+        """Mistakes in a file of several merges stand under the path of their document."""
         refused(
-            "merge_method: linear\n▶---\nmerge_method: linear\n", "files of several documents are not supported yet…"
+            "merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}]\n---\n"
+            "▶merge_method: linear\nmodels: [{model: ./a, parameters: {weight: 1}}]\ndtype: ▶bf16\n",
+            "documents[1]: two documents have no name: only the final one may have none (the other starts in line 1)",
+            "documents[1].dtype: 'bf16' is not a number format for weights; did you mean 'bfloat16'?",
         )
 
 

@@ -28,6 +28,13 @@ def python(program: str, *arguments: str, **streams: int) -> subprocess.Complete
     return subprocess.run(command, text=True, check=False, env=environment, **pipes)  # type: ignore[call-overload]
 
 
+def test_the_package_can_be_run_as_a_module() -> None:
+    """`python -m mergeflow` is the command."""
+    done = subprocess.run([sys.executable, "-m", "mergeflow", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    assert "mergeflow" in done.stdout
+
+
 # The process sends itself what the kernel sends it when ctrl-C is typed, at the moment that a test chooses.
 INTERRUPTED = """
 import os, signal, sys

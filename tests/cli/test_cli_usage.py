@@ -14,7 +14,19 @@ import mergeflow as package
 from mergeflow.methods.table import METHODS
 from mergeflow.recipe.fields import OPERATIONS
 
-COMMANDS = ("run", "plan", "validate", "explain", "methods", "schema", "cache", "cache ls", "cache du", "cache clear")
+COMMANDS = (
+    "run",
+    "plan",
+    "validate",
+    "explain",
+    "methods",
+    "schema",
+    "convert",
+    "cache",
+    "cache ls",
+    "cache du",
+    "cache clear",
+)
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -8,7 +8,7 @@ a (2, 3) -------------------------+
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,14 @@ from mergeflow.workflow.parts import room_for_parts
 BUDGET = Budget(1, 1 << 20, 65536)
 
 
-def evaluated(graph: Graph, node: int, cache: Path | None, how: str = "cpu") -> tuple[torch.Tensor, int]:
+def evaluated(
+    graph: Graph, node: int, cache: Path | None, unkept: Set[int] = frozenset(), *, allow: bool = False
+) -> tuple[torch.Tensor, int]:
     """The value of a node, and how many waves of tasks came before it."""
     target = Target(node, "value", "out", Place("", 0))
     with tempfile.TemporaryDirectory() as scratch:
-        settings = Settings(BUDGET, how, str(cache) if cache else None, scratch)
-        waves, known = tasks_before(graph, [target], Known())
+        settings = Settings(BUDGET, "cpu", str(cache) if cache else None, scratch, allow)
+        waves, known = tasks_before(graph, [target], Known(), unkept)
         with room_for_parts(waves, settings) as with_room:
             for wave in waves:
                 for task in wave:
@@ -116,6 +118,41 @@ def test_a_part_with_a_new_infinity_stops_the_run(tmp_path: Path) -> None:
     view = graph.view("concatenate", [huge, huge], {}, FLOAT32, (4, 3))
     with pytest.raises(RunError, match="a scale of shape"):
         evaluated(graph, view, None)
+
+
+def test_the_key_of_a_checkpoints_tensor_is_known_without_adding_it(tmp_path: Path) -> None:
+    """What only asks for keys (history, lock) leaves the graph as it is."""
+    a, b = write_sources(tmp_path, (2, 3), ["bfloat16", "bfloat16"])
+    view = TensorView("w", BFLOAT16, (4, 3), "concatenate", (a, b), (), BFLOAT16)
+    graph = graph_of([a, b])
+    keys = [graph.key(view), graph.key(a), Graph({a: "0" * 64}).key(view)]
+    assert len(graph) == 0
+    assert keys == [graph[graph.load(view)].key, graph[graph.load(a)].key, None]
+
+
+def test_a_part_of_a_step_that_is_never_cached_is_not_left_in_the_cache(tmp_path: Path) -> None:
+    """A view is read from it all the same."""
+    (a,) = write_sources(tmp_path, (2, 3), ["float32"])
+    graph = graph_of([a])
+    half, double = (graph.add("scale", [graph.load(a)], {"factor": factor}) for factor in (0.5, 2.0))
+    view = graph.view("concatenate", [half, double], {}, FLOAT32, (4, 3))
+
+    value, _ = evaluated(graph, view, tmp_path / "cache", unkept={half})
+
+    assert torch.equal(value, torch.cat([_tensor(a) * 0.5, _tensor(a) * 2]))
+    keys = [graph[half].key or "", graph[double].key or ""]
+    assert list(Cache(tmp_path / "cache").lookup(keys)) == [graph[double].key]
+
+
+def test_a_part_with_an_infinity_that_was_allowed_is_not_an_input_of_the_next_run(tmp_path: Path) -> None:
+    """It does not stay in the cache: read from there, its infinity would count as one that an input had."""
+    (a,) = write_sources(tmp_path, (2, 3), ["float32"])
+    graph = graph_of([a])
+    huge = graph.add("scale", [graph.load(a)], {"factor": 3e38})
+    view = graph.view("concatenate", [huge, huge], {}, FLOAT32, (4, 3))
+    value, _ = evaluated(graph, view, tmp_path / "cache", allow=True)
+    assert value.isinf().any()
+    assert not Cache(tmp_path / "cache").lookup([graph[huge].key or ""])
 
 
 def _made(folder: Path) -> Path:

@@ -8,7 +8,9 @@ the expectation.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +39,9 @@ def test_the_output_is_mergekits(case: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(HERE)
     mergeflow.run(f"cases/{case}/config.yml", tmp_path / "out", options=mergeflow.Options(cache=None))
     made, wanted = read_model(tmp_path / "out"), _expected(case)
+    vocabulary = json.loads((HERE / "cases" / case / "meta.json").read_text()).get("vocab")
+    if vocabulary is not None:
+        _order_rows(made, wanted, _ids(tmp_path / "out"), vocabulary)
 
     assert made.keys() == wanted.keys()
     for name, expected in wanted.items():
@@ -44,6 +49,24 @@ def test_the_output_is_mergekits(case: str, tmp_path: Path, monkeypatch: pytest.
         assert made[name].dtype == expected.dtype
     assert _share_off(made, wanted, case) <= ALLOWED_OFF.get(case, 0.0)
     _assert_config_agrees(case, json.loads((tmp_path / "out" / "config.json").read_text()))
+
+
+def _ids(folder: Path) -> dict[str, int]:
+    """The id of every token of a model folder."""
+    document = json.loads((folder / "tokenizer.json").read_text())
+    return document["model"]["vocab"] | {token["content"]: token["id"] for token in document["added_tokens"]}
+
+
+def _order_rows(
+    made: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], ours: dict[str, int], theirs: dict[str, int]
+) -> None:
+    """Bring embeddings to the order of the tokens' texts: mergekit's order of new ids changes with the hash seed."""
+    assert ours.keys() == theirs.keys()
+    assert sorted(ours.values()) == list(range(len(ours)))
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert made[name].shape == wanted[name].shape
+        made[name] = made[name][[ours[token] for token in sorted(ours)]]
+        wanted[name] = wanted[name][[theirs[token] for token in sorted(theirs)]]
 
 
 def _share_off(made: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], case: str) -> float:
@@ -74,6 +97,8 @@ def _expected(case: str) -> dict[str, torch.Tensor]:
     if path.exists():
         return load_file(path)
     config = yaml.safe_load((HERE / "cases" / case / "config.yml").read_text())
+    if config["merge_method"] == "passthrough":
+        return _stacked(config["slices"])
     assert config["merge_method"] == "linear"
     inputs = [(read_model(HERE / entry["model"]), entry["parameters"]["weight"]) for entry in config["models"]]
     total = sum(weight for _, weight in inputs)
@@ -81,3 +106,19 @@ def _expected(case: str) -> dict[str, torch.Tensor]:
         name: (sum(tensors[name].double() * weight for tensors, weight in inputs) / total).float()
         for name in inputs[0][0]
     }
+
+
+def _stacked(slices: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The layers of each slice behind those of the one before; embeddings of the first, everything else of the last."""
+    number = re.compile(r"\.(\d+)\.")
+    sources = [(read_model(HERE / source["model"]), source["layer_range"]) for it in slices for source in it["sources"]]
+    (first, _), (last, _) = sources[0], sources[-1]
+    outside = [name for name in first if not number.search(name)]
+    made = {name: (first if "embed" in name else last)[name] for name in outside}
+    layers = [(tensors, layer) for tensors, bounds in sources for layer in range(*bounds)]
+    for place, (tensors, layer) in enumerate(layers):
+        for name, tensor in tensors.items():
+            found = number.search(name)
+            if found and int(found[1]) == layer:
+                made[number.sub(f".{place}.", name, count=1)] = tensor
+    return made

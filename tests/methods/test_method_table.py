@@ -12,6 +12,7 @@ from mergeflow.methods.kernels.protocols import pointwise_kernel, rowwise_kernel
 from mergeflow.methods.ops import OPS
 from mergeflow.methods.schema import REQUIRED, Method
 from mergeflow.methods.table import METHODS
+from mergeflow.methods.views.protocols import view_kernel
 from mergeflow.recipe.fields import OPERATIONS
 
 # mergekit 0.1.5's parameters: name -> (kind, scope, default).
@@ -150,7 +151,12 @@ def test_every_kernel_loads(name: str) -> None:
         statistic = statistic_kernel(op)(10, {"k": 3, "epsilon": 0.1, "share": 0.5, "columns": 5})
         assert callable(statistic.update)
     else:
-        kernels = {"pointwise": pointwise_kernel, "rowwise": rowwise_kernel, "whole": whole_kernel}
+        kernels = {
+            "pointwise": pointwise_kernel,
+            "rowwise": rowwise_kernel,
+            "whole": whole_kernel,
+            "view": view_kernel,
+        }
         assert callable(kernels[op.kind](op))
 
 

@@ -126,8 +126,8 @@ def digest(result: Any) -> str:
 
 
 def test_every_operation_has_a_digest() -> None:
-    """No operation can change its bytes unnoticed."""
-    assert GOLDEN.keys() == OPS.keys()
+    """No operation can change its bytes unnoticed. (Views have digests beside their own tests.)"""
+    assert GOLDEN.keys() == {name for name, op in OPS.items() if op.kind != "view"}
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
 import pytest
+import torch
 from model_files import GOLDEN, write_index, write_weights
+from pickled_files import written
 
 from mergeflow.errors import CheckpointError
 from mergeflow.models.checkpoint import open_checkpoint
@@ -173,12 +176,57 @@ def test_several_files_without_an_index_are_refused(folder: Path) -> None:
     assert "holds 2 safetensors files" in refused(folder)
 
 
-def test_pickled_weights_are_refused_with_the_way_out(folder: Path) -> None:
-    """pytorch_model.bin alone: say that it is not read, and what to do."""
-    (folder / "pytorch_model.bin").write_bytes(b"PK")
-    message = refused(folder)
-    assert "pytorch_model.bin" in message
-    assert "save_pretrained()" in message
+def test_pickled_weights_are_read_when_there_is_nothing_better(folder: Path) -> None:
+    """pytorch_model.bin is the model, until a safetensors file of the folder is."""
+    written(folder / "pytorch_model.bin", {"a": torch.zeros(2)})
+    written(folder / "training_args.bin", {"lr": 1})
+    written(folder / "optimizer.pt", {"state": torch.zeros(2)})
+    assert list(open_checkpoint(folder, "base").tensors) == ["a"]
+    write_weights(folder / "model.safetensors", {"b": ("F32", (1,))})
+    assert list(open_checkpoint(folder, "base").tensors) == ["b"]
+
+
+def test_an_index_joins_pickled_shards(folder: Path) -> None:
+    """pytorch_model.bin.index.json is read like the other index, and wins over a single file."""
+    written(folder / "pytorch_model-1.bin", {"a": torch.zeros(2), "only here": torch.zeros(1)})
+    written(folder / "pytorch_model-2.bin", {"b": torch.zeros(3, 2).t()})
+    written(folder / "pytorch_model.bin", {"stale": torch.zeros(1)})
+    weight_map = {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert list(open_checkpoint(folder, "base").tensors) == ["a", "b", "only here"]
+
+
+@pytest.mark.parametrize("shard", ["../x.bin", "/etc/x.bin", "x.safetensors", "x", ""])
+def test_an_index_of_pickles_names_only_pickles_in_the_folder(folder: Path, shard: str) -> None:
+    """The paths of this index are held to the same rules."""
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert re.search("points outside the folder|is not a pickled file", refused(folder))
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.pth", "weights.ckpt", "weights.bin"])
+def test_the_only_pickled_file_is_the_model(folder: Path, name: str) -> None:
+    """Whatever its name, when there is one; of two, none is chosen."""
+    written(folder / name, {"a": torch.zeros(2)})
+    assert list(open_checkpoint(folder, "base").tensors) == ["a"]
+    written(folder / "other.pt", {"a": torch.zeros(2)})
+    assert "holds 2 pickled files" in refused(folder)
+
+
+def test_a_file_of_weights_is_a_model(folder: Path) -> None:
+    """A bare file is opened like a folder that holds nothing else."""
+    write_weights(folder / "x.safetensors", SMALL)
+    written(folder / "y.pt", {"a": torch.zeros(2)})
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    for name, tensors in (("x.safetensors", ["embed", "model.layers.2.w", "model.layers.10.w"]), ("y.pt", ["a"])):
+        checkpoint = open_checkpoint(folder / name, name)
+        assert (list(checkpoint.tensors), checkpoint.folder) == (tensors, folder / name)
+        assert (checkpoint.config, checkpoint.files) == ({}, ())
+
+
+def test_an_empty_file_of_weights_is_refused(folder: Path) -> None:
+    """No tensors, no model."""
+    written(folder / "y.pt", {"epoch": 3})
+    assert "y.pt holds no tensors" in refused(folder / "y.pt")
 
 
 def test_an_adapter_is_not_taken_for_a_model(folder: Path) -> None:
@@ -191,7 +239,7 @@ def test_an_adapter_is_not_taken_for_a_model(folder: Path) -> None:
 def test_a_folder_without_weights_is_refused(folder: Path) -> None:
     """A folder with only a config is no model."""
     (folder / "config.json").write_text("{}")
-    assert "no safetensors file" in refused(folder)
+    assert "no weights in" in refused(folder)
 
 
 def test_a_file_without_tensors_is_refused(folder: Path) -> None:
@@ -237,10 +285,10 @@ def test_a_missing_folder_without_a_neighbour_is_said_plainly(tmp_path: Path) ->
     assert refused(tmp_path / "zzz") == f"base: no such folder: {tmp_path / 'zzz'}"
 
 
-def test_a_file_is_no_model_folder(folder: Path) -> None:
-    """Naming the weights' file is answered with the folder to name."""
-    file = write_weights(folder / "model.safetensors", SMALL)
-    assert f"is a file; a model is named by its folder, {folder}" in refused(file)
+def test_a_file_of_something_else_is_no_model(folder: Path) -> None:
+    """Naming another file is answered with what a model is named by."""
+    (folder / "notes.txt").write_text("weights")
+    assert "is a file, but not one of weights (.safetensors, .bin, .pt, .pth, .ckpt" in refused(folder / "notes.txt")
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden checkpoints are not on this machine")

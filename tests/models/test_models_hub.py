@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import FakeHub, Repository, running_hub
 from model_files import Entries, data_bytes, file_of, header_of, pattern
+from pickled_files import saved
 
 from mergeflow.errors import CheckpointError, RunError
 from mergeflow.models import hub_transfer
@@ -21,8 +23,8 @@ from mergeflow.models.digests import DigestMemory
 from mergeflow.models.hub import describe, download, fetch
 from mergeflow.models.hub_cache import Hub, keep_commit
 from mergeflow.models.open import open_model
-from mergeflow.models.records import Checkpoint
-from mergeflow.recipe.records import ModelReference
+from mergeflow.models.records import Checkpoint, Segment, TensorSource, TensorView
+from mergeflow.recipe.records import AdapterReference, ModelReference
 
 FIRST, SECOND = "a1" * 20, "b2" * 20
 CONFIG = b'{"model_type": "llama"}'
@@ -115,6 +117,38 @@ def test_shards_are_described_from_the_index(server: FakeHub, hub: Hub, tmp_path
     assert server.sent("consolidated") == 0
 
 
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_pickled_weights_are_described_without_their_bytes(
+    server: FakeHub, hub: Hub, tmp_path: Path, old: bool
+) -> None:
+    """Of pickled shards, too, only what describes the tensors is sent; the tensors are those of the files."""
+    shards = {
+        "one.bin": saved({"a": torch.arange(200_000.0), "t": torch.arange(6.0).reshape(2, 3).t()}, old=old),
+        "two.bin": saved({"b": torch.arange(300_000)}, old=old),
+    }
+    index = {"weight_map": {"a": "one.bin", "t": "one.bin", "b": "two.bin"}}
+    files = {**shards, "pytorch_model.bin.index.json": json.dumps(index).encode(), "config.json": CONFIG}
+    server.repositories["org/pickled"] = Repository({FIRST: files}, {"main": FIRST})
+    found = describe("org/pickled", hub=hub)
+    same = local(files, tmp_path / "local")
+    assert list(found.tensors) == list(same.tensors) == ["a", "b", "t"]
+    for name, tensor in found.tensors.items():
+        for there, here in zip(tensor.sources(), same.tensors[name].sources(), strict=True):
+            assert (there.dtype, there.shape) == (here.dtype, here.shape)
+            assert there.segments[0].offset == here.segments[0].offset
+    assert 0 < server.sent("/cdn/") <= 500_000 < sum(map(len, shards.values()))
+    assert list(downloaded(hub, "org/pickled").tensors) == ["a", "b", "t"]
+
+
+def test_a_server_that_ignores_ranges_cannot_show_pickles(server: FakeHub, hub: Hub) -> None:
+    """The directory at the end of a large archive is not fetched by sending all of it."""
+    files = {"pytorch_model.bin": saved({"a": torch.arange(1_000_000.0)})}
+    server.repositories["org/pickled"] = Repository({FIRST: files}, {"main": FIRST})
+    server.ignore_ranges = True
+    with pytest.raises(CheckpointError, match="sends whole files only; download it"):
+        describe("org/pickled", hub=hub)
+
+
 def test_a_long_header_takes_a_second_request(server: FakeHub, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header longer than the first request is read whole."""
     monkeypatch.setattr(hub_transfer, "FIRST_REQUEST_BYTES", 20)
@@ -152,8 +186,13 @@ def test_an_answer_cut_off_is_refused(server: FakeHub, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"pytorch_model.bin": b"PK"}, "only pickled weights"),
-        ({"README.md": b""}, "no safetensors file in the repository"),
+        ({"pytorch_model.bin": b"PK"}, "neither a zip archive nor a pickle"),
+        ({"README.md": b""}, "no weights in the repository"),
+        ({"model.gguf": b"GGUF"}, "files that end in .gguf are not read from the hub"),
+        (
+            {"pytorch_model.bin.index.json": b'{"weight_map": {"a": "/etc/x.bin"}}'},
+            "points outside the folder",
+        ),
         ({"adapter_model.safetensors": b"", "adapter_config.json": b"{}"}, "LoRA adapter"),
         ({"model.safetensors": b""}, "too few"),
         ({"model.safetensors.index.json": b'{"weight_map": {"a": "../x.safetensors"}}'}, "points outside the folder"),
@@ -346,7 +385,7 @@ import logging, sys
 from pathlib import Path
 from mergeflow.errors import CheckpointError, RunError
 from mergeflow.models.open import open_model
-from mergeflow.recipe.records import ModelReference
+from mergeflow.recipe.records import AdapterReference, ModelReference
 for name in sys.argv[1:]:
     try:
         found = open_model(ModelReference(name), [], download=True)
@@ -410,12 +449,6 @@ def test_an_unknown_model_that_may_be_a_misspelt_folder_says_so(server: FakeHub,
         open_model(ModelReference("models/bsae"), [tmp_path], download=False, hub=hub)
 
 
-def test_an_adapter_is_refused(tmp_path: Path) -> None:
-    """A reference with a LoRA adapter is never opened as if it had none."""
-    with pytest.raises(CheckpointError, match="adapters are not supported yet"):
-        open_model(ModelReference("base", adapter="lora"), [tmp_path], download=False)
-
-
 def test_what_was_planned_is_opened_later_under_the_name_it_was_written_with(server: FakeHub, hub: Hub) -> None:
     """A branch that moves after planning does not matter: that commit is downloaded, and noted as the branch."""
     planned = open_model(ModelReference("org/single"), [], download=False, hub=hub)
@@ -457,3 +490,33 @@ def test_a_recipe_that_ran_online_runs_offline(server: FakeHub, hub: Hub, tmp_pa
     assert server.requests == []
     online, offline = (tmp_path / out / "model.safetensors" for out in ("online", "offline"))
     assert offline.read_bytes() == online.read_bytes()
+
+
+def test_an_adapter_of_the_hub_is_described_then_downloaded(server: FakeHub, hub: Hub, tmp_path: Path) -> None:
+    """It is pinned to its commit, and what was planned is what is opened, though the branch has moved."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(weights({"layers.0.w.weight": ("F32", (4, 6))}))
+    pair: Entries = {
+        "base_model.model.layers.0.w.lora_A.weight": ("F32", (2, 6)),
+        "base_model.model.layers.0.w.lora_B.weight": ("F32", (4, 2)),
+    }
+    config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}).encode()
+    lora = {"adapter_model.safetensors": weights(pair), "adapter_config.json": config}
+    server.repositories["org/lora"] = Repository({FIRST: lora}, {"main": FIRST})
+    reference = ModelReference(str(tmp_path / "base"), adapters=(AdapterReference("org/lora"),))
+
+    planned = open_model(reference, [], download=False, hub=hub)
+    assert planned.adapter_revisions == (FIRST,)
+    assert any(segment.file.path.startswith("hub://") for it in planned.tensors.values() for segment in segments(it))
+
+    server.repositories["org/lora"] = Repository({FIRST: lora, SECOND: {}}, {"main": SECOND})
+    opened = open_model(reference, [], download=True, adapter_commits=planned.adapter_revisions, hub=hub)
+    assert opened.adapter_revisions == (FIRST,)
+    assert not any(segment.file.path.startswith("hub://") for it in opened.tensors.values() for segment in segments(it))
+    with pytest.raises(CheckpointError, match="holds no adapter"):
+        open_model(replace(reference, adapters=(AdapterReference("org/single"),)), [], download=False, hub=hub)
+
+
+def segments(tensor: TensorSource | TensorView) -> Iterator[Segment]:
+    for source in tensor.sources():
+        yield from source.segments

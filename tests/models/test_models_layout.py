@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from model_files import GOLDEN
 
 from mergeflow.models.header import read_header
-from mergeflow.models.layout import infer_layout, layer_counts
+from mergeflow.models.layout import infer_layout
 
 LLAMA = [
     "model.embed_tokens.weight",
@@ -20,7 +20,7 @@ LLAMA = [
 def test_a_layer_is_the_number_in_its_names() -> None:
     """Layer k of L layers stands at k / (L - 1) on a gradient."""
     layout = infer_layout(LLAMA)
-    assert layer_counts(layout) == {"model.layers": 5}
+    assert layout.stacks == {"model.layers": 5}
     assert layout.gradient_position("model.layers.3.self_attn.q_proj.weight") == 0.75
     assert layout.gradient_position("model.layers.3.input_layernorm.weight") == 0.75
     assert layout.place("model.layers.3.input_layernorm.weight").layer == 3
@@ -40,8 +40,32 @@ def test_the_only_layer_takes_the_last_value() -> None:
 def test_experts_belong_to_their_layer() -> None:
     """A number inside a layer starts no stack."""
     layout = infer_layout([f"model.layers.{i}.mlp.experts.{e}.w1.weight" for i in range(3) for e in range(8)])
-    assert layer_counts(layout) == {"model.layers": 3}
+    assert layout.stacks == {"model.layers": 3}
     assert layout.gradient_position("model.layers.1.mlp.experts.7.w1.weight") == 0.5
+
+
+@pytest.mark.parametrize("stack", ["h", "layers", "blocks"])
+def test_a_stack_may_stand_at_the_start_of_a_name(stack: str) -> None:
+    """Models saved without their head have no prefix: h.0.attn.c_attn.weight."""
+    layout = infer_layout([f"{stack}.{i}.attn.c_attn.weight" for i in range(3)] + ["wte.weight", "ln_f.weight"])
+    assert layout.stacks == {stack: 3}
+    assert layout.place("ln_f.weight").stack == stack
+
+
+def test_layers_may_differ_from_each_other() -> None:
+    """A dense layer, one with experts and one of another kind are layers of one stack."""
+    names = [
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.mlp.experts.0.w1.weight",
+        "model.layers.2.mamba.A_log",
+    ]
+    assert infer_layout(names).stacks == {"model.layers": 3}
+
+
+def test_experts_outside_every_layer_are_no_stack() -> None:
+    """They run side by side, not one behind the other."""
+    names = [f"moe.experts.{e}.up.weight" for e in range(4)]
+    assert infer_layout([*LLAMA, *names]).stacks == {"model.layers": 5}
 
 
 def test_every_stack_has_its_own_ramp() -> None:
@@ -49,7 +73,7 @@ def test_every_stack_has_its_own_ramp() -> None:
     names = [f"encoder.block.{i}.layer.0.k.weight" for i in range(3)]
     names += [f"decoder.block.{i}.layer.0.k.weight" for i in range(5)]
     layout = infer_layout([*names, "shared.weight", "decoder.final_layer_norm.weight"])
-    assert layer_counts(layout) == {"decoder.block": 5, "encoder.block": 3}
+    assert layout.stacks == {"decoder.block": 5, "encoder.block": 3}
     assert layout.gradient_position("encoder.block.2.layer.0.k.weight") == 1.0
     assert layout.gradient_position("decoder.block.2.layer.0.k.weight") == 0.5
     assert layout.place("decoder.final_layer_norm.weight").stack == "decoder.block"
@@ -61,7 +85,7 @@ def test_a_leading_number_is_a_module_not_a_layer() -> None:
     layout = infer_layout(
         [f"0.auto_model.encoder.layer.{i}.output.dense.weight" for i in range(6)] + ["2.linear.weight"]
     )
-    assert layer_counts(layout) == {"0.auto_model.encoder.layer": 6}
+    assert layout.stacks == {"0.auto_model.encoder.layer": 6}
     assert layout.gradient_position("2.linear.weight") == 0.0
 
 
@@ -69,7 +93,7 @@ def test_a_leading_number_is_a_module_not_a_layer() -> None:
 def test_a_list_of_single_matrices_is_no_stack(name: str) -> None:
     """Numbered members without parts of their own are layers of a projector, not of the model."""
     layout = infer_layout([*LLAMA, name])
-    assert layer_counts(layout) == {"model.layers": 5}
+    assert layout.stacks == {"model.layers": 5}
     assert layout.gradient_position(name) == 0.0
 
 
@@ -82,7 +106,7 @@ def test_a_list_of_single_matrices_is_no_stack(name: str) -> None:
         ("shared.weight", "before"),
         ("gpt_neox.embed_in.weight", "before"),
         ("vision_model.pre_layrnorm.weight", "before"),
-        ("embed_out.weight", "after"),
+        ("embed_out.weight", "before"),
         ("model.norm.weight", "after"),
         ("lm_head.weight", "after"),
         ("pre_classifier.weight", "after"),

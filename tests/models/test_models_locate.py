@@ -41,6 +41,22 @@ def test_a_folder_wins_over_a_hub_id(here: Path) -> None:
     assert folder(here, "gpt2") == here / "recipe" / "gpt2"
 
 
+@pytest.mark.parametrize("text", ["merged.safetensors", "models/a.pt", "./models/a.pt"])
+def test_a_file_of_weights_is_a_model(here: Path, text: str) -> None:
+    """A file whose name ends like weights is found like a folder, and wins over a hub id."""
+    (here / "recipe" / "merged.safetensors").write_bytes(b"")
+    (here / "recipe" / "models" / "a.pt").write_bytes(b"")
+    assert folder(here, text) == here / "recipe" / text
+
+
+def test_another_file_is_no_model(here: Path) -> None:
+    """A file of something else is not taken for a model; the hub is asked, and the message says why."""
+    (here / "recipe" / "notes").write_text("x")
+    located = locate(ModelReference("notes"), [here / "recipe"])
+    assert located.repo_id == "notes"
+    assert located.hint.endswith("notes is a file, but not one of weights")
+
+
 def test_the_home_folder_is_expanded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """~ is the user's home."""
     monkeypatch.setenv("HOME", str(here / "other"))

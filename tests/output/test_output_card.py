@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeflow.output.card import Card, CardModel, CardStep, agreed_license, license_of, model_card
+from mergeflow.output.card import Card, CardModel, CardStep, License, agreed_license, license_of, model_card
 
 CARD = Card(
     title="final",
@@ -98,10 +98,13 @@ def test_strange_names_cannot_break_the_tables(label: str, path: str, title: str
 @pytest.mark.parametrize(
     ("readme", "expected"),
     [
-        ("---\nlicense: mit\ntags: [a]\n---\n# x", "mit"),
-        ("---\nlicense: mit\n---", "mit"),
-        ("---\r\nlicense: mit\r\n---\r\n", "mit"),
-        ("---\nlicense: other\nlicense_name: x\n---\n", None),
+        ("---\nlicense: mit\ntags: [a]\n---\n# x", License("mit")),
+        ("---\nlicense: mit\n---", License("mit")),
+        ("---\r\nlicense: mit\r\n---\r\n", License("mit")),
+        ("---\nlicense: other\n---\n", None),
+        ("---\nlicense: other\nlicense_name: x\n---\n", License("other", "x")),
+        ("---\nlicense: other\nlicense_name: x\nlicense_link: LICENSE\n---\n", License("other", "x", "LICENSE")),
+        ("---\ndate: 2026-99-99\n---\n", None),
         ("---\nlicense: [mit, x]\n---\n", None),
         ("---\n: : :\n---\n", None),
         ("---\n- a\n---\n", None),
@@ -109,7 +112,7 @@ def test_strange_names_cannot_break_the_tables(label: str, path: str, title: str
         ("", None),
     ],
 )
-def test_the_licence_of_a_card(readme: str, expected: str | None) -> None:
+def test_the_licence_of_a_card(readme: str, expected: License | None) -> None:
     """What the front matter states as one known licence, and nothing else."""
     assert license_of(readme) == expected
 
@@ -117,12 +120,32 @@ def test_the_licence_of_a_card(readme: str, expected: str | None) -> None:
 @pytest.mark.parametrize(
     ("readmes", "expected"),
     [
-        (["---\nlicense: mit\n---\n", "---\nlicense: mit\n---\n# other"], "mit"),
+        (["---\nlicense: mit\n---\n", "---\nlicense: mit\n---\n# other"], License("mit")),
         (["---\nlicense: mit\n---\n", "---\nlicense: apache-2.0\n---\n"], None),
         (["---\nlicense: mit\n---\n", None], None),
         ([], None),
     ],
 )
-def test_a_licence_is_stated_only_when_every_input_states_it(readmes: list[str | None], expected: str | None) -> None:
+def test_a_licence_is_stated_only_when_every_input_states_it(
+    readmes: list[str | None], expected: License | None
+) -> None:
     """One input without a licence, or with another, and the output states none."""
-    assert agreed_license(readmes) == expected
+    assert agreed_license([license_of(readme) for readme in readmes]) == expected
+
+
+def test_a_licence_may_stand_in_the_configuration() -> None:
+    """Where the card states none; what the card states counts first."""
+    assert license_of(None, {"license": "mit"}) == License("mit")
+    assert license_of("---\nlicense: apache-2.0\n---\n", {"license": "mit"}) == License("apache-2.0")
+    assert license_of("", {"license": 3}) is None
+
+
+def test_a_licence_of_the_authors_own_comes_with_its_name_and_link() -> None:
+    """The hub refuses `other` alone; and a folder that no library loads names none."""
+    from huggingface_hub import ModelCard
+
+    card = replace(CARD, license="other", license_name="x", license_link="LICENSE", library=None)
+    data = ModelCard(model_card(card)).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "x", "LICENSE")
+    assert data.library_name is None
+    assert data.tags == ["mergeflow", "merge"]

@@ -38,6 +38,7 @@ def test_everything_that_is_not_a_weight_is_copied_or_listed(tmp_path: Path) -> 
     "path",
     [
         "LICENSE", "generation_config.json", "chat_template.jinja", "preprocessor_config.json", "modeling_x.py",
+        "processor_config.json", "video_preprocessor_config.json", "configuration_x.py", "nested/remote/code.py",
         "merges.txt", "tokenizer.model", "nested/folder/notes.txt", "added.bin.txt",
     ],
 )  # fmt: skip

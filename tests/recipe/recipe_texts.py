@@ -51,6 +51,61 @@ parameters:
 dtype: float32
 """
 
+# Slices, as in the specification's example of every syntax.
+SLICED = """\
+merge_method: dare_ties
+base_model: org/base@v2
+slices:
+  - sources:
+      - {model: org/base@v2, layer_range: [0, 8]}
+      - model: org/tune-a+org/some-lora
+        layer_range: [0, 8.0]
+        parameters:
+          weight: [0.2, 0.6]
+    parameters: {lambda: 0.9}
+  - sources:
+      - {model: org/base@v2, layer_range: [8, "9"]}
+    base_model: org/other
+parameters:
+  weight: 1.0
+dtype: float32
+out_dtype: bfloat16
+"""
+MODULES = """\
+merge_method: linear
+modules:
+  vision:
+    models: [{model: ./a, parameters: {weight: 2}}]
+  text:
+    slices:
+      - {sources: [{model: ./a, layer_range: [0, 1]}, {model: ./b, layer_range: [3, 4]}], base_model: ./c}
+    parameters: {weight: 1}
+parameters: {weight: 3}
+"""
+TOKENS = """\
+tokenizer:
+  source: union
+  pad_to_multiple_of: 16
+  tokens:
+    <|im_start|>: {source: ./a}
+    <|tool|>: {source: {kind: zero}, force: "yes"}
+    <|new|>: {source: {kind: model_token, model: ./b, token: <|im_end|>}}
+    5: {source: {kind: model_token, model: {model: ./b}, token_id: "7"}}
+    <|any|>:
+"""
+TWO = """\
+name: halfway
+merge_method: linear
+models:
+  - {model: /m/alpha, parameters: {weight: 2}}
+  - {model: /m/beta, parameters: {weight: 1}}
+---
+merge_method: slerp
+base_model: halfway
+models: [{model: halfway}, {model: /m/gamma}]
+parameters: {t: 0.3}
+"""
+
 
 def marked(text: str) -> tuple[str, list[tuple[int, int]]]:
     """A dedented text without its marks, and the line and column each mark stood before."""

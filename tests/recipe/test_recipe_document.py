@@ -146,7 +146,7 @@ class TestMistakes:
             ("a: '▶\x7f'", "the character '\\x7f' is not allowed"),
             ("a: ▶*x", "no value above is marked '&x'"),
             ("a: &x [▶*x]", "no value above is marked '&x'"),
-            ("a: 1\n▶---\nb: 2", "several documents are not supported yet"),
+            ("a: 1\n---\n▶b: 2", "there are several documents"),
             ("▶%YAML 3.0\n---\na", "incompatible YAML document"),
         ],
     )

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipe_texts import DESIGN, FILE, MERGEKIT
+from recipe_texts import DESIGN, FILE, MERGEKIT, MODULES, SLICED, TOKENS, TWO
 
-from mergeflow.errors import Position
-from mergeflow.recipe.fields import INPUT_FIELDS, NATIVE_FIELDS, OPERATIONS, OUTPUT_FIELDS, STEP_FIELDS
+from mergeflow.errors import Position, RecipeError
+from mergeflow.recipe.convert import Target, convert
+from mergeflow.recipe.describe import describe
+from mergeflow.recipe.fields import (
+    ADAPTER_FIELDS,
+    DOCUMENT_FIELDS,
+    INPUT_FIELDS,
+    MODULE_FIELDS,
+    NATIVE_FIELDS,
+    OPERATIONS,
+    OUTPUT_FIELDS,
+    REFERENCE_FIELDS,
+    SLICE_FIELDS,
+    SOURCE_FIELDS,
+    STEP_FIELDS,
+    TOKEN_FIELDS,
+    TOKEN_SOURCE_FIELDS,
+    VOCABULARY_FIELDS,
+)
+from mergeflow.recipe.places import all_parameters, named_sources
 from mergeflow.recipe.read import read_recipe
 from mergeflow.recipe.records import Recipe
 from mergeflow.recipe.resolve import lookup, unmatched_filters
@@ -26,10 +45,16 @@ WORDS = sorted(
         *INPUT_FIELDS,
         *OUTPUT_FIELDS,
         *(field for form in OPERATIONS.values() for field in form.sources),
+        *MODULE_FIELDS,
+        *SLICE_FIELDS,
+        *SOURCE_FIELDS,
+        *VOCABULARY_FIELDS,
+        *TOKEN_FIELDS,
+        *TOKEN_SOURCE_FIELDS,
+        *REFERENCE_FIELDS,
+        *ADAPTER_FIELDS,
         "value",
         "filter",
-        "slices",
-        "source",
     }
     | {
         "a",
@@ -44,8 +69,13 @@ WORDS = sorted(
         "org/y@z",
         "x+y",
         "gpt2",
-        "lora",
+        "x+y+z",
         "union",
+        "base",
+        "zero",
+        "model_token",
+        "chatml",
+        "auto",
     }
     | {"${a}", "${b}", "${", "$${a}", "p${a}q", "5GB", "", "*", "<<"}
 )
@@ -69,15 +99,18 @@ def check(recipe: Recipe) -> None:
         assert any(problem.severity == "error" for problem in recipe.problems)
     places: list[Position | None] = []
     for step in recipe.steps:
-        assert step.inputs
+        assert [bool(step.inputs), bool(step.slices), bool(step.modules)].count(True) == 1
         assert step.position() is not None
+        assert all(str(source) and path for source, path in named_sources(step))
+        assert len({path for _, path in all_parameters(step)}) == len(list(all_parameters(step)))
         assert all(problem.severity == "warning" for problem in unmatched_filters(step, ["a.weight"]))
         for name in step.parameters:
             try:
-                lookup(step, 0, name, "float")("a.weight", 0.5)
+                lookup(step, 0 if step.inputs else None, name, "float")("a.weight", 0.5)
             except SettingError as error:
                 places.append(error.position)
     assert None not in places
+    assert describe(recipe)
 
 
 @UNTIMED
@@ -113,10 +146,52 @@ def test_any_text(text: str) -> None:
 
 
 @UNTIMED
-@given(st.sampled_from([DESIGN, MERGEKIT]), st.randoms(use_true_random=False))
+@given(st.lists(st.dictionaries(st.sampled_from(sorted(DOCUMENT_FIELDS)), VALUES), max_size=3))
+def test_any_documents(documents: list[dict[str, object]]) -> None:
+    """Any values under the fields of any number of documents are read."""
+    check(read_recipe(FILE, text=yaml.safe_dump_all(documents)))
+
+
+SOURCES = st.fixed_dictionaries(
+    {}, optional={"model": SCALARS, "layer_range": st.lists(SCALARS, max_size=3), "parameters": VALUES}
+)
+SLICES = st.lists(
+    st.fixed_dictionaries({}, optional={"sources": st.lists(SOURCES, max_size=3), "base_model": SCALARS}), max_size=3
+)
+VOCABULARIES = st.fixed_dictionaries(
+    {}, optional={"source": VALUES, "tokens": st.dictionaries(KEYS, VALUES), "pad_to_multiple_of": SCALARS}
+)
+
+
+@UNTIMED
+@given(SLICES, VOCABULARIES, st.booleans())
+def test_any_slices_and_vocabulary(slices: object, vocabulary: object, is_module: bool) -> None:
+    """Any values where slices and vocabularies have theirs are read."""
+    made_of = {"modules": {"x": {"slices": slices}}} if is_module else {"slices": slices}
+    check(read_recipe(FILE, text=yaml.safe_dump({"merge_method": "l", "tokenizer": vocabulary, **made_of})))
+
+
+GOLDEN = [path.read_text() for path in sorted((Path(__file__).parents[1] / "golden/cases").glob("*/config.yml"))]
+SOUND = [DESIGN, MERGEKIT, SLICED, MODULES, TWO, MERGEKIT + TOKENS]
+
+
+@UNTIMED
+@given(st.sampled_from([*SOUND, *GOLDEN]), st.randoms(use_true_random=False))
 def test_damaged_recipes(text: str, chance: random.Random) -> None:
     """A recipe with characters or lines removed, doubled, swapped or inserted is read."""
     check(read_recipe(FILE, {"density": "0.1"}, text=damage(text, chance)))
+
+
+@UNTIMED
+@given(st.sampled_from([*SOUND[1:], *GOLDEN]), st.randoms(use_true_random=False))
+def test_damaged_files_are_converted_or_refused(text: str, chance: random.Random) -> None:
+    """What can be read is converted to what can be read, or refused."""
+    recipe = read_recipe(FILE, text=damage(text, chance))
+    try:
+        converted = convert(recipe, (), Target(Path.cwd()))
+    except RecipeError:
+        return
+    check(read_recipe(FILE, text=converted))
 
 
 def damage(text: str, chance: random.Random) -> str:

@@ -15,6 +15,7 @@ from mergeflow.recipe import text as recipe_text
 from mergeflow.recipe.describe import describe
 from mergeflow.recipe.nearest import did_you_mean, nearest, quoted
 from mergeflow.recipe.read import read_recipe
+from mergeflow.recipe.records import AdapterReference
 from mergeflow.recipe.references import parse_reference
 from mergeflow.recipe.sizes import parse_size
 
@@ -142,16 +143,16 @@ class TestReferences:
     @pytest.mark.parametrize(
         ("text", "parts"),
         [
-            ("./a", ("./a", None, None, None)),
-            ("org/a@v1", ("org/a", "v1", None, None)),
-            ("org/a@v1+org/b", ("org/a", "v1", "org/b", None)),
-            ("org/a+org/b@v2", ("org/a", None, "org/b", "v2")),
+            ("./a", ("./a", None, ())),
+            ("org/a@v1", ("org/a", "v1", ())),
+            ("org/a@v1+org/b", ("org/a", "v1", (AdapterReference("org/b"),))),
+            ("org/a+org/b@v2", ("org/a", None, (AdapterReference("org/b", "v2"),))),
         ],
     )
-    def test_parts(self, text: str, parts: tuple[str | None, ...]) -> None:
+    def test_parts(self, text: str, parts: tuple[object, ...]) -> None:
         """MODEL[@REV][+ADAPTER[@REV]], and back again."""
         reference = parse_reference(text)
-        assert (reference.path, reference.revision, reference.adapter, reference.adapter_revision) == parts
+        assert (reference.path, reference.revision, reference.adapters) == parts
         assert str(reference) == text
 
     @pytest.mark.parametrize("text", ["", "a@", "@v", "a+", "+a", "a@b@c", "a+b+c", "a+b@", "+"])

@@ -229,7 +229,7 @@ def test_names_that_are_not_there_are_told() -> None:
         mergeflow.merge_state_dicts({"other": other}, "linear", model_parameters={"othr": {"weight": 1.0}})
     with pytest.raises(MergeError, match="x is a int, neither a module nor a state dict"):
         mergeflow.merge_state_dicts({"x": 3}, "linear")  # type: ignore[dict-item]
-    with pytest.raises(MergeError, match="other lacks extra, which base has"):
+    with pytest.warns(UserWarning, match="other lacks extra: carried over unchanged from base"):
         mergeflow.merge_state_dicts({"base": base | {"extra": X}, "other": other}, "linear", **LINEAR)
 
 
@@ -261,3 +261,15 @@ def test_tensors_of_a_gpu_merge_there_to_the_same_bytes() -> None:
     there = mergeflow.merge_tensors([Y.cuda()], "slerp", base=X.cuda(), parameters={"t": 0.3})
     assert there.device.type == "cuda"
     assert torch.equal(there.cpu(), here)
+
+
+def test_whatever_is_kept_has_room_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging in memory opens no scratch file, however large the values that it keeps between its passes."""
+
+    def refuse(**_: object) -> None:
+        raise AssertionError("a scratch file was opened")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    base, a, b = (torch.full((1024, 2304), number) for number in (0.0, 1.0, 2.0))
+    parameters = {"density": 0.5, "weight": 0.3}
+    assert mergeflow.merge_tensors([a, b], "dare_ties", base=base, parameters=parameters).shape == base.shape

@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define INTERFACE 4 /* library.py */
+#define INTERFACE 5 /* library.py */
 #define TILE 1024
 #define MOST_TILE 32768 /* where an operation needs whole rows, a tile is a row */
 #define MOST_OPERANDS 64
@@ -894,4 +894,77 @@ EXPORT void mergeflow_compare(const void *block, int32_t dtype, int64_t elements
     }
     if (low == high)
         counts->at_low = 0;
+}
+
+#define PRODUCT_TILE 512
+
+/* out[j] += sum over k of left[k] * right[k, j], k rising, for two rows at once: each number of `right` is widened once
+   for both. A product of two float32 is exact in float64. */
+HOT static void add_two_rows(double *restrict out0, double *restrict out1, const float *restrict left0,
+                             const float *restrict left1, const float *restrict right, int64_t rank, int64_t columns,
+                             int64_t n)
+{
+    int64_t k = 0;
+    for (; k + 4 <= rank; k += 4) {
+        const float *restrict a = right + k * columns, *restrict b = a + columns;
+        const float *restrict c = b + columns, *restrict d = c + columns;
+        double a0 = left0[k], b0 = left0[k + 1], c0 = left0[k + 2], d0 = left0[k + 3];
+        double a1 = left1[k], b1 = left1[k + 1], c1 = left1[k + 2], d1 = left1[k + 3];
+        for (int64_t j = 0; j < n; j++) {
+            double aj = a[j], bj = b[j], cj = c[j], dj = d[j];
+            out0[j] = (((out0[j] + a0 * aj) + b0 * bj) + c0 * cj) + d0 * dj;
+            out1[j] = (((out1[j] + a1 * aj) + b1 * bj) + c1 * cj) + d1 * dj;
+        }
+    }
+    for (; k < rank; k++)
+        for (int64_t j = 0; j < n; j++) {
+            out0[j] += (double)left0[k] * right[k * columns + j];
+            out1[j] += (double)left1[k] * right[k * columns + j];
+        }
+}
+
+HOT static void add_one_row(double *restrict out, const float *restrict left, const float *restrict right, int64_t rank,
+                            int64_t columns, int64_t n)
+{
+    int64_t k = 0;
+    for (; k + 4 <= rank; k += 4) {
+        const float *restrict a = right + k * columns, *restrict b = a + columns;
+        const float *restrict c = b + columns, *restrict d = c + columns;
+        double a0 = left[k], b0 = left[k + 1], c0 = left[k + 2], d0 = left[k + 3];
+        for (int64_t j = 0; j < n; j++)
+            out[j] = (((out[j] + a0 * a[j]) + b0 * b[j]) + c0 * c[j]) + d0 * d[j];
+    }
+    for (; k < rank; k++)
+        for (int64_t j = 0; j < n; j++)
+            out[j] += (double)left[k] * right[k * columns + j];
+}
+
+/* The products of a rectangle, a stripe of columns at a time, so that the stripe of `right` stays in the cache. */
+static void rectangle_products(double *out, const float *left, const float *right, int64_t rank, int64_t columns,
+                               int64_t rows, int64_t width)
+{
+    memset(out, 0, (size_t)(rows * width) * sizeof *out);
+    for (int64_t stripe = 0; stripe < width; stripe += PRODUCT_TILE) {
+        int64_t n = width - stripe < PRODUCT_TILE ? width - stripe : PRODUCT_TILE, row = 0;
+        for (; row + 2 <= rows; row += 2)
+            add_two_rows(out + row * width + stripe, out + (row + 1) * width + stripe, left + row * rank,
+                         left + (row + 1) * rank, right + stripe, rank, columns, n);
+        if (row < rows)
+            add_one_row(out + row * width + stripe, left + row * rank, right + stripe, rank, columns, n);
+    }
+}
+
+/* A flat range of left * right (views/low_rank.py): it begins in column `first`, in the row that `left` begins with. */
+EXPORT void mergeflow_products(double *out, const float *left, const float *right, int64_t rank, int64_t columns,
+                               int64_t first, int64_t elements)
+{
+    if (first > 0) {
+        int64_t n = columns - first < elements ? columns - first : elements;
+        rectangle_products(out, left, right + first, rank, columns, 1, n);
+        out += n, elements -= n, left += rank;
+    }
+    int64_t rows = elements / columns;
+    rectangle_products(out, left, right, rank, columns, rows, columns);
+    if (elements > rows * columns)
+        rectangle_products(out + rows * columns, left + rows * rank, right, rank, columns, 1, elements - rows * columns);
 }

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 # Counts up with blocks.c whenever a structure or a function's arguments change: an old build is not called.
-INTERFACE = 4
+INTERFACE = 5
 
 TILE = 1024
 MOST_TILE = 32768
@@ -90,6 +90,7 @@ _SIGNATURES = {
     "mergeflow_first_non_finite": (_LONG, (_POINTER, _INT, _LONG)),
     "mergeflow_widen": (None, (_POINTER, _INT, _POINTER, _LONG)),
     "mergeflow_compare": (None, (_POINTER, _INT, _LONG, _FLOAT, _FLOAT, ctypes.POINTER(Counts), _POINTER)),
+    "mergeflow_products": (None, (_POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG)),
 }
 
 
