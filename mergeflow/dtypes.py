@@ -55,7 +55,6 @@ DTYPES: tuple[DType, ...] = (
 )
 
 _BY_NAME = {dtype.name: dtype for dtype in DTYPES}
-_BY_CODE = {dtype.code: dtype for dtype in DTYPES}
 
 # What a recipe may ask for with `dtype:`. Integers are left out: truncating weights is never meant.
 FLOAT_NAMES = tuple(dtype.name for dtype in DTYPES if dtype.is_float)
@@ -64,11 +63,6 @@ FLOAT_NAMES = tuple(dtype.name for dtype in DTYPES if dtype.is_float)
 def by_name(name: str) -> DType:
     """The dtype called `name`, with or without the prefix ``torch.``; KeyError when there is none."""
     return _BY_NAME[name.removeprefix("torch.")]
-
-
-def by_code(code: str) -> DType:
-    """The dtype a safetensors header calls `code`; KeyError when it is not one of the table."""
-    return _BY_CODE[code]
 
 
 def promote(left: DType, right: DType) -> DType:

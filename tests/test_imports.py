@@ -83,6 +83,19 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert loaded_by("import mergeflow.cli.main") & set(HEAVY) == set()
 
 
+def test_a_plain_recipe_is_validated_without_arrays_and_tokenizers(tmp_path: Path) -> None:
+    """A merge that asks for no vocabulary loads no library for one, nor numpy, nor what speaks to the hub."""
+    folder = PACKAGE.parent / "tests" / "golden" / "adapters" / "bases" / "llama"
+    recipe = tmp_path / "merge.yml"
+    recipe.write_text(f"merge_method: linear\nmodels: [{{model: {folder}, parameters: {{weight: 1}}}}]\n")
+    command = (
+        f"from mergeflow.cli.main import main\nimport sys\nsys.argv = ['mergeflow', 'validate', {str(recipe)!r}]\n"
+    )
+    loaded = loaded_by(f"{command}try:\n    main()\nexcept SystemExit as end:\n    assert not end.code")
+    assert "mergeflow.workflow.validating" in loaded
+    assert loaded & {*HEAVY, "numpy", "ml_dtypes", "tokenizers", "huggingface_hub"} == set()
+
+
 def loaded_by(statement: str) -> set[str]:
     """The names of all modules that are loaded after `statement` ran in a fresh interpreter."""
     program = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"

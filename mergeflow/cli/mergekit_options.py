@@ -27,9 +27,8 @@ class MergekitOption:
     """One option of mergekit's.
 
     `help` says what it is here. `sets` is the parameter of `run` it stands for, `values` what a flag and its ``--no-``
-    form mean for it.
-    `replaced` is what a warning says when it is given, `replaced_off` when its ``--no-`` form is, `refused` what an
-    error says. Empty: it is taken without a word.
+    form mean for it. `replaced` is what a warning says when it is given, `replaced_off` when its ``--no-`` form is,
+    `refused` what an error says. Empty: it is taken without a word.
     """
 
     flags: str
@@ -80,9 +79,9 @@ MERGEKIT_OPTIONS = (
     ),
     MergekitOption(
         "--lora-merge-dtype",
-        "Not needed: adapters are added in float32.",
+        "Not needed: adapters are added in float64.",
         "text",
-        replaced="adapters are added in float32, without a merged copy",
+        replaced="adapters are added in float64, without a merged copy",
     ),
     MergekitOption("--lazy-unpickle", "Not needed: .bin files are always read tensor by tensor."),
     MergekitOption("--low-cpu-memory", "Not needed: see --memory.", replaced=_STREAMED),
@@ -170,7 +169,7 @@ def _option(row: MergekitOption) -> TyperOption:
 
 def _apply(row: MergekitOption, value: Any, ctx: Any) -> None:
     """What one option, as it was given, means for `run`."""
-    given = f"{row.name}" if value is not False else f"--no-{row.name.removeprefix('--')}"
+    given = row.name if value is not False else f"--no-{row.name.removeprefix('--')}"
     if row.refused and value is not False:
         raise typer.BadParameter(f"{given}: {row.refused}")
     if row.sets and ctx.get_parameter_source(row.sets).name != "COMMANDLINE":

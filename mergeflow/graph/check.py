@@ -80,12 +80,27 @@ def check_step(step: Step, method: Method, form: Form, unread: Collection[str] =
         for ingredients in part.ingredients:
             yield from _check_inputs(step, method, form, ingredients)
             yield from _check_required(step, method, form, ingredients, unread)
-    own = {path for part in parts_of(step) for ingredients in part.ingredients for path in ingredients.own_paths()}
+    own = _own_paths(step)
     for parameters, path in sorted(all_parameters(step), key=lambda place: place[1] != "parameters"):
         is_own = path in own
         yield from _check_parameters(step, method, form, path, parameters, is_own)
         if is_own:
             yield from _check_scopes(step, method, form, path, parameters)
+
+
+def without_effect(step: Step, method: Method) -> Iterator[str]:
+    """The parameters of a step that its method never looks up where they stand, as paths in the step."""
+    own = _own_paths(step)
+    for parameters, path in all_parameters(step):
+        for name in parameters:
+            declared = method.parameter(name)
+            if declared is None or (declared.scope == "shared" and path in own):
+                yield f"{path}.{name}"
+
+
+def _own_paths(step: Step) -> set[str]:
+    """Where the parameters of single inputs stand."""
+    return {path for part in parts_of(step) for ingredients in part.ingredients for path in ingredients.own_paths()}
 
 
 def is_whole(step: Step, method: Method, form: Form, unread: Collection[str]) -> bool:

@@ -31,7 +31,7 @@ PROCESS_BYTES = 330 * MiB
 THREAD_BYTES = 8 * MiB
 
 # The same without torch, and what a thread of the native evaluation keeps in memory: values of small tensors. What is
-# larger goes through the page cache, a block at a time: chains of 20 slerps took no longer so, with 81 MB instead of 268.
+# larger goes through the page cache, a block at a time: chains of 20 slerps take no longer, with 81 MB instead of 268.
 NATIVE_PROCESS_BYTES = 64 * MiB
 NATIVE_SHARE_BYTES = 8 * MiB
 # The longest buffers of a value that the native evaluation writes to a file, and of one that it reads or keeps.

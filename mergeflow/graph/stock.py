@@ -61,6 +61,7 @@ def split_name(name: str, layout: Layout) -> tuple[str, int | None, str]:
 
 
 def layer_name(stack: str, layer: int, rest: str) -> str:
+    """The name of a tensor in a layer: what `split_name` takes apart."""
     return f"{stack}.{layer}.{rest}"
 
 

@@ -25,7 +25,7 @@ from mergeflow.graph.words import Shelf, Words
 from mergeflow.models.chat_templates import BUILT_IN, chosen_template, template_fault
 from mergeflow.models.records import Checkpoint
 from mergeflow.models.tokenizer import AddedToken, Tokenizer
-from mergeflow.models.tokenizer_building import library_fault, roles, settled, stripped, with_tokens
+from mergeflow.models.tokenizer_building import library_fault, roles, settled, stripped, with_tokens, with_whole_tokens
 from mergeflow.models.vocabulary import vocabulary_rows
 from mergeflow.recipe.records import ModelReference, Source, Step, Vocabulary
 
@@ -161,7 +161,8 @@ def _tokenizer(
         tokenizer = stripped(tokenizer, source.rows)
     if wanted.source == "union":
         others = [one for name, one in words.items() if name != base]
-        tokenizer = with_tokens(tokenizer, [*_plain(others), *_added(others)])
+        added = [*_added(others)]
+        tokenizer = with_whole_tokens(with_tokens(tokenizer, [*_plain(others), *added]), added)
     tokenizer = settled(with_tokens(tokenizer, [AddedToken(token) for token in wanted.tokens]))
     for role, token in roles(source.tokenizer.settings).items():
         if token not in tokenizer.ids:

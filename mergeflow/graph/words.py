@@ -75,7 +75,8 @@ class Shelf:
         """What every merged model knows. One without a tokenizer is taken to have the base's."""
         origin = self.words(base)
         if origin is None:
-            self.doubt(f"{base} has no tokenizer, so there is no vocabulary to merge by", "base_model")
+            path = "base_model" if self.step.base is not None else None
+            self.doubt(f"{base} has no tokenizer, so there is no vocabulary to merge by", path)
             return {}
         found: dict[Source, Words] = {}
         for source, result in inputs.items():
@@ -85,8 +86,9 @@ class Shelf:
                 rows = vocabulary_rows(shapes, self._config(result)) or 0
                 names = frozenset(vocabulary_tensors(shapes, {"vocab_size": rows}))
                 words = Words(result.label, origin.tokenizer, rows, names)
-                severity: Severity = "warning" if rows == origin.rows else "error"
-                assumed = "it is taken to have the tokens of" if severity == "warning" else "and other rows than"
+                has_all = rows >= min(origin.rows, origin.tokenizer.rows)
+                severity: Severity = "warning" if has_all else "error"
+                assumed = "it is taken to have the tokens of" if has_all else f"{rows} rows are too few for those of"
                 self.doubt(f"{source} has no tokenizer: {assumed} {base}", severity=severity)
             found[source] = words
         return found

@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from mergeflow.dtypes import BFLOAT16, FLOAT16, FLOAT32, DType
 from mergeflow.errors import CheckpointError
+from mergeflow.models.config_parts import QUANTISERS, nested_configs, with_every_part
 from mergeflow.models.packed_numbers import quantisations, refuse_packed_numbers
 from mergeflow.models.records import Checkpoint, TensorSource, TensorView
 
@@ -118,17 +119,10 @@ def _declared_blocks(config: Mapping[str, object]) -> tuple[Block, ...]:
 
 def _stored(config: Mapping[str, object]) -> DType:
     """The dtype of the model as its configuration states it; bfloat16 where it does not."""
-    for word in ("dtype", "torch_dtype"):
-        value = config.get(word)
-        if isinstance(value, str) and value.removeprefix("torch.") in _USUAL:
-            return _USUAL[value.removeprefix("torch.")]
-    parts = (value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))
-    return next((_stored(part) for part in parts if "dtype" in part or "torch_dtype" in part), BFLOAT16)
+    stated = (part.get(word) for _, part in nested_configs(config) for word in ("dtype", "torch_dtype"))
+    names = (word.removeprefix("torch.") for word in stated if isinstance(word, str))
+    return next((_USUAL[name] for name in names if name in _USUAL), BFLOAT16)
 
 
 def _without_quantisation(config: Mapping[str, object]) -> dict[str, object]:
-    return {
-        key: _without_quantisation(value) if key.endswith("_config") and isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in ("quantization_config", "compression_config")
-    }
+    return with_every_part(config, lambda _, part: {key: value for key, value in part.items() if key not in QUANTISERS})

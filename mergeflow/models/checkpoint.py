@@ -6,21 +6,19 @@ hold the weights, and how they are read, is said in `mergeflow.models.weights`.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from mergeflow.errors import CheckpointError
 from mergeflow.models.files import folder_files
-from mergeflow.models.gguf import read_gguf
+from mergeflow.models.gguf import read_gguf, tell_of_tokenizer
 from mergeflow.models.index import MAX_INDEX_BYTES, assemble, parse_index
 from mergeflow.models.records import Checkpoint
 from mergeflow.models.strict_json import read_object
 from mergeflow.models.weights import GGUF, MODEL, READERS, Contents, is_weights_file, read_weights
 from mergeflow.recipe.nearest import nearest
 
-_LOG = logging.getLogger(__name__)
 MAX_CONFIG_BYTES = 20_000_000
 
 
@@ -74,10 +72,7 @@ def _own_config(weights: Path) -> Mapping[str, object]:
     """The configuration that a file of weights brings along: a GGUF file's; other files have none."""
     if weights.suffix.lower() != GGUF:
         return {}
-    if not any((weights.parent / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        _LOG.warning(
-            "%s: the tokenizer inside a GGUF file is not read; name a model that the tokenizer is from", weights
-        )
+    tell_of_tokenizer(weights, [entry.name for entry in os.scandir(weights.parent)])
     return read_gguf(weights).config
 
 

@@ -35,7 +35,9 @@ _WORDS = {
 _WORD = {spelling: word for word, spellings in _WORDS.items() for spelling in spellings.split()}
 # Words of parts that are something else than the language model.
 _OTHERS = frozenset({"vision", "audio", "qformer", "resampler", "talker", "codec"})
-_NOT_A_PART = frozenset({"quantization_config", "compression_config", "generation_config"})
+# How weights were quantised: settings of a part, and no part.
+QUANTISERS = ("quantization_config", "compression_config")
+_NOT_A_PART = frozenset({*QUANTISERS, "generation_config"})
 _MAX_DEPTH = 4
 
 

@@ -12,20 +12,22 @@ Architectures are those of `gguf_names`; another one is refused, as is a tensor 
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergeflow.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, DType, by_name
 from mergeflow.errors import CheckpointError
 from mergeflow.models.gguf_config import Metadata, gguf_config, head_size
-from mergeflow.models.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from mergeflow.models.gguf_header import GgufHeader, GgufTensor, gguf_header
 from mergeflow.models.gguf_names import ARCHITECTURES, FREQUENCIES, Architecture, architecture, is_rotary, tensor_name
+from mergeflow.models.ranges import Ranges, open_ranges
 from mergeflow.models.records import Segment, TensorSource, TensorView
 
+_LOG = logging.getLogger(__name__)
 # The dtype a quantised matrix is written in when nobody says otherwise.
 STORED = BFLOAT16
 _PLAIN: Mapping[str, DType] = {"F32": FLOAT32, "F16": FLOAT16, "BF16": BFLOAT16, "F64": FLOAT64}
@@ -48,17 +50,29 @@ def read_gguf(path: Path) -> Gguf:
     Raises:
         CheckpointError: the file is damaged or lying, of an architecture that we do not know, or one of several parts.
     """
-    header = read_gguf_header(path)
+    with open_ranges(path) as ranges:
+        return gguf_model(ranges)
+
+
+def gguf_model(ranges: Ranges) -> Gguf:
+    """As `read_gguf`, of a file wherever it is."""
+    header = gguf_header(ranges)
     _check_is_whole(header)
     family = _architecture(header)
     tensors = dict(_tensors(header, family))
     stored = next((tensor.stored for tensor in tensors.values() if len(tensor.shape) > 1), STORED)
-    return Gguf(tensors, gguf_config(header, family, stored, _frequencies(header)))
+    return Gguf(tensors, gguf_config(header, family, stored, _frequencies(header, ranges)))
 
 
 def read_gguf_tensors(path: Path) -> Mapping[str, TensorSource | TensorView]:
     """The tensors of a GGUF file's model. Raises as `read_gguf`."""
     return read_gguf(path).tensors
+
+
+def tell_of_tokenizer(place: object, beside: Container[str]) -> None:
+    """A warning when what lies beside a GGUF file has no tokenizer: that in the file is not read."""
+    if not any(name in beside for name in ("tokenizer.json", "tokenizer.model")):
+        _LOG.warning("%s: the tokenizer inside a GGUF file is not read; name a model that the tokenizer is from", place)
 
 
 def _check_is_whole(header: GgufHeader) -> None:
@@ -146,7 +160,7 @@ def _in_order(tensor: TensorSource | TensorView, role: str, metadata: Metadata, 
     return TensorView(tensor.name, tensor.dtype, tensor.shape, "rotary_rows", (tensor,), parameters, tensor.stored)
 
 
-def _frequencies(header: GgufHeader) -> tuple[float, ...] | None:
+def _frequencies(header: GgufHeader, ranges: Ranges) -> tuple[float, ...] | None:
     """What the table of frequencies holds: a few dozen numbers; None when there is no table."""
     table = header.tensors.get(FREQUENCIES)
     if table is None:
@@ -154,12 +168,7 @@ def _frequencies(header: GgufHeader) -> tuple[float, ...] | None:
     count = math.prod(table.shape)
     if table.type.name != "F32" or count > MAX_FREQUENCIES:
         raise CheckpointError(f"{header.file.path}: {FREQUENCIES} is {table.type.name} of shape {table.shape}")
-    try:
-        with open(header.file.path, "rb") as stream:
-            stream.seek(table.offset, os.SEEK_SET)
-            found = stream.read(table.nbytes)
-    except OSError as error:
-        raise CheckpointError(f"{header.file.path}: cannot be read: {error.strerror or error}") from error
+    found = ranges.read(table.offset, table.nbytes)
     if len(found) != table.nbytes:
         raise CheckpointError(f"{header.file.path}: became shorter while reading")
     return struct.unpack(f"<{count}f", found)

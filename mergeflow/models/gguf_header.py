@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from io import BufferedIOBase, BufferedReader, RawIOBase
+from typing import TYPE_CHECKING
 
 from mergeflow.errors import CheckpointError
 from mergeflow.models.gguf_types import OTHER_TYPES, TYPES, TensorType
-from mergeflow.models.identity import identify
+from mergeflow.models.ranges import Ranges
 from mergeflow.models.records import FileIdentity
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Value = bool | int | float | str | tuple[bool | int | float, ...]
 
@@ -44,7 +46,7 @@ MAX_ELEMENTS = 2**62
 MAX_ALIGNMENT = 2**20
 _DEFAULT_ALIGNMENT = 32
 _ALIGNMENT_KEY = "general.alignment"
-_READ_AHEAD_BYTES = 1 << 20
+READ_AHEAD_BYTES = 1 << 20
 
 _TEXT, _ARRAY = 8, 9
 _NUMBERS: Mapping[int, struct.Struct] = {
@@ -89,27 +91,49 @@ class GgufHeader:
     tensors: Mapping[str, GgufTensor]
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """The header of a GGUF file on this machine; no byte of a tensor is read.
+def gguf_header(ranges: Ranges) -> GgufHeader:
+    """The header of a GGUF file, wherever it is; no byte of a tensor is read.
 
     Raises:
         CheckpointError: the file cannot be read, is no GGUF file of version 2 or 3, breaks the format's rules, or holds
             a tensor of a type that we do not read.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path}: not a file")
-        with path.open("rb", buffering=_READ_AHEAD_BYTES) as stream:
-            file = identify(stream.fileno(), os.fspath(path))
-            return _header(_Cursor(stream, file), file)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with BufferedReader(_Stream(ranges), READ_AHEAD_BYTES) as stream:
+        return _header(_Cursor(stream, ranges.file), ranges.file)
+
+
+class _Stream(RawIOBase):
+    """The bytes of a file in order, as `io` wants them: a buffer over it makes few requests of many small reads."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._position = offset + (self._position if whence == os.SEEK_CUR else 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, into: WriteableBuffer, /) -> int:
+        room = memoryview(into).cast("B")
+        found = self._ranges.read(self._position, len(room))
+        room[: len(found)] = found
+        self._position += len(found)
+        return len(found)
 
 
 class _Cursor:
     """A place in the header. Nothing is read or passed over that the file, or a header's limit, has no room for."""
 
-    def __init__(self, stream: BinaryIO, file: FileIdentity) -> None:
+    def __init__(self, stream: BufferedIOBase, file: FileIdentity) -> None:
         self._stream = stream
         self._path = file.path
         self._end = min(file.size, MAX_HEADER_BYTES)

@@ -19,13 +19,14 @@ from pathlib import Path
 from mergeflow.errors import CheckpointError
 from mergeflow.models.checkpoint import open_checkpoint, read_config
 from mergeflow.models.files import choose
+from mergeflow.models.gguf import tell_of_tokenizer
 from mergeflow.models.hub_cache import DEFAULT_HUB, Hub, cached_commit, has_files, keep_commit
 from mergeflow.models.hub_errors import expected_errors, explain, is_unreachable
-from mergeflow.models.hub_transfer import cached_file, download_files, remote_weights
+from mergeflow.models.hub_transfer import cached_file, download_files, remote_gguf, remote_weights
 from mergeflow.models.identity import REMOTE
 from mergeflow.models.index import assemble, parse_index
 from mergeflow.models.records import Checkpoint, FileIdentity
-from mergeflow.models.weights import MODEL, Contents, Tensors
+from mergeflow.models.weights import GGUF, MODEL, REPOSITORY, Contents, Tensors
 
 _LOG = logging.getLogger(__name__)
 ASK_SECONDS = 15.0
@@ -162,7 +163,7 @@ def _open(listing: _Listing, label: str, hub: Hub, contents: Contents) -> Checkp
     """The model of a listing: in the cache when it is complete there, else from its headers on the hub."""
     snapshot = hub.snapshot(listing.repo_id, listing.commit)
     carried = _carried(listing)
-    found = contents.find([name for name in listing.files if "/" not in name], label, "the repository")
+    found = contents.find([name for name in listing.files if "/" not in name], label, REPOSITORY)
     weight_map: Mapping[str, str] = {}
     if found.index:
         text = cached_file(hub, listing.repo_id, listing.commit, found.index).read_bytes()
@@ -173,25 +174,35 @@ def _open(listing: _Listing, label: str, hub: Hub, contents: Contents) -> Checkp
     missing = [shard for shard in shards if shard not in listing.files]
     if missing:
         raise CheckpointError(f"{label}: {found.index} names {missing[0]!r}, which is not there")
-    tensors = assemble(_headers(listing, shards, hub), weight_map, f"{REMOTE}{listing.repo_id}@{listing.commit}")
+    config: Mapping[str, object] = {}
+    if found.file is not None and found.file.lower().endswith(GGUF):
+        model = remote_gguf(hub, listing.repo_id, listing.commit, _identity(listing, found.file), found.file)
+        headers, config = {found.file: model.tensors}, model.config
+    else:
+        headers = _headers(listing, shards, hub)
+    tensors = assemble(headers, weight_map, f"{REMOTE}{listing.repo_id}@{listing.commit}")
     if not tensors:
         raise CheckpointError(f"{label}: {shards[0]} holds no tensors")
-    config: Mapping[str, object] = {}
     if contents.config in listing.files:
         config = read_config(cached_file(hub, listing.repo_id, listing.commit, contents.config))
+    elif config:
+        tell_of_tokenizer(label, listing.files)
     return Checkpoint(label, None, tensors, config, carried, listing.commit)
 
 
 def _headers(listing: _Listing, shards: Sequence[str], hub: Hub) -> dict[str, Tensors]:
     def read(shard: str) -> Tensors:
-        remote = listing.files[shard]
-        content = f"sha256:{remote.sha256}" if remote.sha256 else None
-        path = f"{REMOTE}{listing.repo_id}@{listing.commit}/{shard}"
-        file = FileIdentity(path, remote.size, mtime_ns=0, inode=0, device=0, content=content)
-        return remote_weights(hub, listing.repo_id, listing.commit, file, shard)
+        return remote_weights(hub, listing.repo_id, listing.commit, _identity(listing, shard), shard)
 
     with ThreadPoolExecutor(HEADERS_AT_ONCE, thread_name_prefix="header") as pool:
         return dict(zip(shards, pool.map(read, shards), strict=True))
+
+
+def _identity(listing: _Listing, name: str) -> FileIdentity:
+    remote = listing.files[name]
+    content = f"sha256:{remote.sha256}" if remote.sha256 else None
+    path = f"{REMOTE}{listing.repo_id}@{listing.commit}/{name}"
+    return FileIdentity(path, remote.size, mtime_ns=0, inode=0, device=0, content=content)
 
 
 def _carried(listing: _Listing) -> tuple[str, ...]:

@@ -4,7 +4,8 @@ Reading a header takes one request of 100 kB for nearly every file (97 % of the 
 second one for the others. The answer is read as a stream and cut off: a server or proxy that ignores the range would
 otherwise send the whole file into memory.
 
-Of a pickled file it takes two or three: its start, where the pickle is, and its end, where the directory is.
+Of a pickled file it takes two or three: its start, where the pickle is, and its end, where the directory is. Of a GGUF
+file it takes one for each megabyte of its header, most of which is a vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from mergeflow.errors import CheckpointError
+from mergeflow.models.gguf import Gguf, gguf_model
 from mergeflow.models.header import PREFIX_BYTES, Header, header_bytes, parse_header
 from mergeflow.models.hub_cache import Hub
 from mergeflow.models.index import PICKLED_SUFFIXES
@@ -44,17 +46,19 @@ def remote_weights(hub: Hub, repo_id: str, commit: str, file: FileIdentity, name
     """The tensors of the file `name`, from what describes them: none of their bytes is sent.
 
     Raises:
-        CheckpointError: it is damaged, or its format cannot be read from afar.
+        CheckpointError: it is damaged.
         Exception: what huggingface_hub raises (`hub_errors.expected_errors`).
     """
     suffix = weights_suffix(name, file.path)
     if suffix == SAFETENSORS:
         return remote_header(hub, repo_id, commit, file, name).tensors
-    if suffix in PICKLED_SUFFIXES:
-        return pickled_tensors(RemoteRanges(hub, repo_id, commit, file, name))
-    raise CheckpointError(
-        f"{file.path}: files that end in {suffix} are not read from the hub; download it and name the local copy"
-    )
+    ranges = RemoteRanges(hub, repo_id, commit, file, name)
+    return pickled_tensors(ranges) if suffix in PICKLED_SUFFIXES else gguf_model(ranges).tensors
+
+
+def remote_gguf(hub: Hub, repo_id: str, commit: str, file: FileIdentity, name: str) -> Gguf:
+    """The model of a GGUF file, its configuration included. Raises as `remote_weights`."""
+    return gguf_model(RemoteRanges(hub, repo_id, commit, file, name))
 
 
 class RemoteRanges:

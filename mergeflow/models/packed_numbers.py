@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from mergeflow.errors import CheckpointError
+from mergeflow.models.config_parts import QUANTISERS, nested_configs
 from mergeflow.models.records import Checkpoint
 
 # What these methods store is read: 8-bit numbers with scales (`block_scales`).
@@ -57,13 +58,8 @@ def refuse_packed_numbers(checkpoint: Checkpoint) -> None:
 
 def quantisations(config: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
     """What a configuration says about how weights were quantised: of the model, and of its parts."""
-    for key, value in config.items():
-        if not isinstance(value, dict):
-            continue
-        if key in ("quantization_config", "compression_config"):
-            yield value
-        elif key.endswith("_config"):
-            yield from quantisations(value)
+    for _, part in nested_configs(config):
+        yield from (stated for name in QUANTISERS if isinstance(stated := part.get(name), dict))
 
 
 def _by_names(checkpoint: Checkpoint) -> str | None:

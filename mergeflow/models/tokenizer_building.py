@@ -47,9 +47,23 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[AddedToken]) -> Tokenizer
     for token in tokens:
         if token.content not in tokenizer.ids:
             new.setdefault(token.content, token)
+    return _listing(tokenizer, new, {content: number for number, content in enumerate(new, start=tokenizer.rows)})
+
+
+def with_whole_tokens(tokenizer: Tokenizer, tokens: Sequence[AddedToken]) -> Tokenizer:
+    """The tokenizer that finds these as they stand where its own vocabulary has them, under their ids there."""
+    taken = {tokenizer.ids[content] for content in tokenizer.added}
+    new: dict[str, AddedToken] = {}
+    for token in tokens:
+        if token.content in tokenizer.ids and tokenizer.ids[token.content] not in taken:
+            new.setdefault(token.content, token)
+    return _listing(tokenizer, new, {content: tokenizer.ids[content] for content in new})
+
+
+def _listing(tokenizer: Tokenizer, new: Mapping[str, AddedToken], ids: Mapping[str, int]) -> Tokenizer:
+    """The tokenizer with more added tokens, of these ids."""
     if not new:
         return tokenizer
-    ids = {content: number for number, content in enumerate(new, start=tokenizer.rows)}
     document = dict(tokenizer.document)
     listed = [{"id": ids[content], **_entry(token)} for content, token in new.items()]
     document["added_tokens"] = [*_added_entries(document), *listed]

@@ -33,6 +33,8 @@ Reader = Callable[[Path], Tensors]
 
 SAFETENSORS = ".safetensors"
 GGUF = ".gguf"
+# The place of files that are listed by the hub: one of them has no path that could be named.
+REPOSITORY = "the repository"
 PICKLED_NAME = "pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -125,10 +127,10 @@ def find_weights(names: Iterable[str], label: str, place: str) -> WeightsFiles:
     if len(quantised) == 1:
         return WeightsFiles(file=quantised[0])
     if quantised:
-        raise CheckpointError(
-            f"{label}: {place} holds {len(quantised)} GGUF files ({quantised[0]}, ...); name one of them: "
-            f"{label.rstrip('/')}/{quantised[0]}"
-        )
+        way = "download one of them and name the local copy"
+        if place != REPOSITORY:
+            way = f"name one of them: {label.rstrip('/')}/{quantised[0]}"
+        raise CheckpointError(f"{label}: {place} holds {len(quantised)} GGUF files ({quantised[0]}, ...); {way}")
     if listed & ADAPTER_NAMES:
         raise _adapter(label, place)
     raise CheckpointError(f"{label}: no weights in {place} (files that end in {', '.join(READERS)})")

@@ -7,8 +7,9 @@ configuration for each: those that had the format of the whole follow it, one th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+
+from mergeflow.models.config_parts import Config, Path, with_every_part
 
 _WORDS = ("dtype", "torch_dtype")
 
@@ -18,24 +19,14 @@ def merged_config(donor_config: Mapping[str, object], dtype: str | None) -> dict
     if dtype is None:
         return dict(donor_config)
     earlier = {_plain(donor_config[word]) for word in _WORDS if word in donor_config}
-    config = _with_dtype(donor_config, earlier, dtype)
+
+    def change(_: Path, part: Config) -> Config:
+        """A part whose format was that of the whole (any, when the whole has none) follows."""
+        theirs = [word for word in _WORDS if word in part and (not earlier or _plain(part[word]) in earlier)]
+        return {**part, **dict.fromkeys(theirs, dtype)}
+
+    config = with_every_part(donor_config, change)
     return config if earlier else {**config, "dtype": dtype}
-
-
-def config_json(config: Mapping[str, object]) -> str:
-    """The text of config.json, as transformers lays it out (two spaces), keys in the order they have."""
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-
-
-def _with_dtype(config: Mapping[str, object], earlier: set[object], dtype: str) -> dict[str, object]:
-    """`config` with every format that is among `earlier` (any, when that is empty) set to `dtype`, nested ones too."""
-    result = dict(config)
-    for key, value in config.items():
-        if key in _WORDS and (not earlier or _plain(value) in earlier):
-            result[key] = dtype
-        elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
-            result[key] = _with_dtype(value, earlier, dtype)
-    return result
 
 
 def _plain(value: object) -> object:

@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from mergeflow.dtypes import DType
 from mergeflow.errors import OutputError
+from mergeflow.output.text import json_text
 
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -111,7 +112,7 @@ def index_json(shards: Sequence[Shard]) -> str:
     weight_map = {placed.tensor.name: shard.file for shard in shards for placed in shard.tensors}
     total = sum(shard.data_bytes for shard in shards)
     index: Mapping[str, object] = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    return json_text(index)
 
 
 def _group(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> list[list[OutputTensor]]:

@@ -7,7 +7,8 @@ the same recipe and inputs give the same lock, byte for byte.
 
     {"format": 1, "mergeflow": VERSION,
      "step": ..., "recipe": TEXT, "variables": {...}, "steps": {name: TEXT},
-     "models": {label: {"path", "revision", "digest", "tensors": {name: digest}}},
+     "models": {label: {"path", "revision", "digest", "tensors": {name: digest},
+                        "adapters": [{"path", "revision", "weight"}]}},       of a model that has some
      "files":  {path: blake3 of the bytes},
      "shards": [{"file", "size", "sample", "tensors": {name: {"key", "dtype", "shape", "offsets"}}}]}
 
@@ -34,20 +35,31 @@ _LINE_WIDTH = 160
 
 
 @dataclass(frozen=True, slots=True)
+class LockedAdapter:
+    """An adapter of an input: as the user wrote it, the commit a hub adapter was pinned to, and its factor."""
+
+    path: str
+    revision: str | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class LockedModel:
     """An input as it was resolved.
 
     Args:
-        path: as the user wrote it: a folder or a hub id.
+        path: as the user wrote it: a folder or a hub id; empty for an adapter alone.
         revision: the commit a hub model was pinned to.
         digest: one digest for all the tensors that were used.
         tensors: digest by tensor name; may be empty.
+        adapters: those added to it, in order.
     """
 
     path: str
     revision: str | None
     digest: str
     tensors: Mapping[str, str] = field(default_factory=dict)
+    adapters: tuple[LockedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,9 @@ def parse_lock(text: str) -> Lock:
 
 def _model_entry(model: LockedModel) -> dict[str, object]:
     tensors = dict(model.tensors)
-    return {"path": model.path, "revision": model.revision, "digest": model.digest, "tensors": tensors}
+    entry: dict[str, object] = {"path": model.path, "revision": model.revision, "digest": model.digest}
+    adapters = [{"path": it.path, "revision": it.revision, "weight": it.weight} for it in model.adapters]
+    return {**entry, **({"adapters": adapters} if adapters else {}), "tensors": tensors}
 
 
 def _shard_entry(shard: Shard, sample: str | None) -> dict[str, object]:
@@ -173,13 +187,29 @@ def _render(value: object, indent: str) -> str:
 
 def _model(entry: object, label: str) -> LockedModel:
     fields = _mapping(entry, f"models.{label}")
-    revision = fields.get("revision")
     return LockedModel(
         path=_text(fields.get("path"), f"models.{label}.path"),
-        revision=None if revision is None else _text(revision, f"models.{label}.revision"),
+        revision=_revision(fields, f"models.{label}.revision"),
         digest=_text(fields.get("digest"), f"models.{label}.digest"),
         tensors=_texts(fields.get("tensors"), f"models.{label}.tensors"),
+        adapters=tuple(
+            _adapter(adapter, f"models.{label}.adapters")
+            for adapter in _sequence(fields.get("adapters", []), f"models.{label}.adapters")
+        ),
     )
+
+
+def _adapter(entry: object, where: str) -> LockedAdapter:
+    fields = _mapping(entry, where)
+    weight = fields.get("weight")
+    if not isinstance(weight, int | float) or isinstance(weight, bool):
+        raise OutputError(f"{where}.weight should be a number")
+    return LockedAdapter(_text(fields.get("path"), f"{where}.path"), _revision(fields, f"{where}.revision"), weight)
+
+
+def _revision(fields: Mapping[str, object], where: str) -> str | None:
+    revision = fields.get("revision")
+    return None if revision is None else _text(revision, where)
 
 
 def _shard(entry: object) -> tuple[Shard, str | None]:

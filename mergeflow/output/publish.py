@@ -31,6 +31,7 @@ from mergeflow.output.lock import LOCK_FILE, Lock, lock_json
 from mergeflow.output.run_lock import dismantle
 from mergeflow.output.sample import sample_digest
 from mergeflow.output.staging import PREVIOUS_FOLDER, Staging
+from mergeflow.output.text import text_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,6 @@ def digest(content: bytes | Path) -> str:
     """The blake3 of some bytes or of a file's, in hexadecimal."""
     hasher = blake3()
     return (hasher.update(content) if isinstance(content, bytes) else hasher.update_mmap(content)).hexdigest()
-
-
-def text_bytes(text: str) -> bytes:
-    """UTF-8, in which half a surrogate pair (from a strange file name) becomes the escape that JSON has for it."""
-    return text.encode("utf-8", errors="backslashreplace")
 
 
 def _is_already(staging: Staging, lock: Lock) -> bool:

@@ -11,14 +11,15 @@ the merged tokenizer. What neither gives stays as it is.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 
-from mergeflow.models.tokenizer import SETTINGS_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Tokenizer
+from mergeflow.errors import CheckpointError
+from mergeflow.models.strict_json import parse_object, read_object
+from mergeflow.models.tokenizer import MAX_BYTES, SETTINGS_NAME, TEMPLATE_NAME, TOKENIZER_NAME, Tokenizer
 from mergeflow.models.tokenizer_building import roles
 from mergeflow.output.files import NewFile
-from mergeflow.output.publish import text_bytes
+from mergeflow.output.text import json_text, text_bytes
 
 GENERATION_NAME = "generation_config.json"
 GENERIC_CLASS = "PreTrainedTokenizerFast"
@@ -110,12 +111,12 @@ def _moved(
 def _read(file: NewFile) -> dict[str, object] | None:
     """The JSON object in a file that is copied; None when it is none, and is better copied as it is."""
     try:
-        text = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-        value = json.loads(text)
-    except (OSError, ValueError, RecursionError):
+        if isinstance(file.content, bytes):
+            return parse_object(file.content, file.path, unique=False)
+        return read_object(file.content, MAX_BYTES, unique=False)
+    except CheckpointError:
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _json(value: Mapping[str, object]) -> bytes:
-    return text_bytes(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return text_bytes(json_text(value))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import yaml
 from mergeflow.errors import Problem, RecipeError
 from mergeflow.recipe.adapted import is_written
 from mergeflow.recipe.describe import describe_step
+from mergeflow.recipe.document import document_path
 from mergeflow.recipe.nodes import join
 from mergeflow.recipe.places import named_sources
 from mergeflow.recipe.read import read_recipe
@@ -37,19 +38,13 @@ _MARK = re.compile(r"(?:---|\.\.\.)(?=\s|$)")
 INDENT = "    "
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where the native recipe will stand: its folder, in which its paths start."""
-
-    folder: Path
-
-
-def convert(recipe: Recipe, ignored: Collection[str], target: Target) -> str:
+def convert(recipe: Recipe, ignored: Collection[str], folder: Path) -> str:
     """The native form of a mergekit file.
 
     Args:
         recipe: the file, read without errors.
         ignored: paths of fields without effect, beside those that are unknown.
+        folder: where the native recipe will stand: its paths start there.
 
     Raises:
         RecipeError: the file has errors, is a native recipe, or says something that the native form cannot.
@@ -71,8 +66,8 @@ def convert(recipe: Recipe, ignored: Collection[str], target: Target) -> str:
     else:
         rule = "use anchors less, or give its steps other names"
         raise RecipeError([Problem(f"{recipe.file} cannot be converted line by line: {rule}")])
-    moved = _native(recipe, candidates, gone, target)
-    problems = read_recipe(recipe.file, text=moved, working_folder=target.folder).problems
+    moved = _native(recipe, candidates, gone, folder)
+    problems = read_recipe(recipe.file, text=moved, working_folder=folder).problems
     if any(problem.severity == "error" for problem in problems):
         raise RecipeError(problems)
     return moved
@@ -123,10 +118,10 @@ def _without_settings(step: Step, gone: Collection[str]) -> Step:
     )
 
 
-def _native(recipe: Recipe, names: list[str], gone: Collection[str], target: Target | None) -> str:
+def _native(recipe: Recipe, names: list[str], gone: Collection[str], folder: Path | None) -> str:
     source = Path(recipe.file).name
     lines = [f"# Converted from {source} by `mergeflow convert`.", "mergeflow: 1", "steps:"]
-    for name, body in zip(names, _bodies(_edited(recipe, gone, target)), strict=True):
+    for name, body in zip(names, _bodies(_edited(recipe, gone, folder)), strict=True):
         lines += [f"  {name}:", *(INDENT + line if line.strip() else "" for line in body)]
     lines += ["outputs:"]
     for output in recipe.outputs:
@@ -135,16 +130,16 @@ def _native(recipe: Recipe, names: list[str], gone: Collection[str], target: Tar
     return "\n".join(lines) + "\n"
 
 
-def _edited(recipe: Recipe, gone: Collection[str], target: Target | None) -> str:
+def _edited(recipe: Recipe, gone: Collection[str], folder: Path | None) -> str:
     """The file's text with what must change in its documents, where they stand."""
     edits: list[Edit] = []
     roots = compose(recipe.text)
     for index, root in enumerate(roots):
-        prefix = f"documents[{index}]." if len(roots) > 1 else ""
+        prefix = f"{document_path(index)}." if len(roots) > 1 else ""
         paths = {path.removeprefix(prefix) for path in gone if path.startswith(prefix)} | {"name"}
         edits += without(recipe.text, root, paths)
-        if target is not None:
-            edits += _moves(recipe, index, root, target)
+        if folder is not None:
+            edits += _moves(recipe, index, root, folder)
     return apply(recipe.text, edits).replace("${", "$${")
 
 
@@ -177,13 +172,13 @@ def _trimmed(lines: list[str]) -> list[str]:
     return lines
 
 
-def _moves(recipe: Recipe, index: int, root: Any, target: Target) -> Iterator[Edit]:
+def _moves(recipe: Recipe, index: int, root: Any, folder: Path) -> Iterator[Edit]:
     """The edits for the paths of models that would be others, seen from the recipe's folder."""
     nodes = {field.path: field.value for field in fields(root)}
     for _, path in named_sources(recipe.steps[index]):
         node = nodes.get(path)
         for scalar, is_split in _reference_texts(node):
-            moved = _moved(scalar.value, recipe, target, is_split=is_split)
+            moved = _moved(scalar.value, recipe, folder, is_split=is_split)
             if moved != scalar.value:
                 yield replaced(recipe.text, scalar, moved)
 
@@ -201,24 +196,24 @@ def _reference_texts(node: Any) -> Iterator[tuple[Any, bool]]:
                     yield from _reference_texts(item)
 
 
-def _moved(text: str, recipe: Recipe, target: Target, *, is_split: bool) -> str:
+def _moved(text: str, recipe: Recipe, folder: Path, *, is_split: bool) -> str:
     """The text of a reference from the folder of the native recipe."""
     if not is_split:
-        return _moved_path(text, recipe, target)
+        return _moved_path(text, recipe, folder)
     parts = (part.partition("@") for part in text.split("+"))
-    return "+".join(_moved_path(path, recipe, target) + sign + revision for path, sign, revision in parts)
+    return "+".join(_moved_path(path, recipe, folder) + sign + revision for path, sign, revision in parts)
 
 
-def _moved_path(path: str, recipe: Recipe, target: Target) -> str:
+def _moved_path(path: str, recipe: Recipe, folder: Path) -> str:
     is_step = len(recipe.steps) > 1 and any(step.name == path for step in recipe.steps)
     if is_step or path.startswith(("/", "~")):
         return path
-    folders = [recipe.folder, *([recipe.fallback_folder] if recipe.fallback_folder is not None else [])]
-    places = [folder / path for folder in folders if (folder / path).exists()]
+    starts = [recipe.folder, *([recipe.fallback_folder] if recipe.fallback_folder is not None else [])]
+    places = [start / path for start in starts if (start / path).exists()]
     if not places and not path.startswith("."):
         return path  # a hub id
-    place = places[0] if places else folders[0] / path
-    if os.path.abspath(target.folder / path) == os.path.abspath(place):
+    place = places[0] if places else starts[0] / path
+    if os.path.abspath(folder / path) == os.path.abspath(place):
         return path
-    moved = Path(os.path.relpath(place, target.folder)).as_posix()
+    moved = Path(os.path.relpath(place, folder)).as_posix()
     return moved if moved.startswith(".") else f"./{moved}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.nearest import did_you_mean, nearest, quoted
 from mergeflow.recipe.nodes import Entry, ListNode, MapNode, Node, ScalarNode, is_null, join, kind_of
+from mergeflow.recipe.records import Scalar
+from mergeflow.recipe.settings import Kind, convert
 
 NATIVE_FIELDS = {
     "mergeflow": "The version of the recipe's form: 1.",
@@ -222,6 +224,16 @@ def _expect(what: str, node: Node, path: str, findings: Findings) -> None:
     """Says what should have stood here, unless the value was reported already."""
     if isinstance(node, (ScalarNode, ListNode, MapNode)):
         findings.error(f"expected {what}, found {kind_of(node)}", node.position, path)
+
+
+def read_converted(node: Node, kind: Kind) -> Scalar | None:
+    """A scalar as a value of a kind; None, not reported, when it is none."""
+    if not isinstance(node, ScalarNode) or node.value is None:
+        return None
+    try:
+        return convert(node.value, kind)
+    except ValueError:
+        return None
 
 
 def read_choice(node: Node, choices: tuple[str, ...], path: str, findings: Findings) -> str | None:

@@ -22,16 +22,27 @@ from mergeflow.recipe.fields import (
     MODULE_FIELDS,
     SLICE_FIELDS,
     SOURCE_FIELDS,
+    read_converted,
     read_fields,
     read_list,
     read_named,
 )
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.nearest import quoted
-from mergeflow.recipe.nodes import BrokenNode, Entry, ListNode, MapNode, Node, ScalarNode, is_empty, join, kind_of
+from mergeflow.recipe.nodes import (
+    BrokenNode,
+    Entry,
+    ListNode,
+    MapNode,
+    Node,
+    ScalarNode,
+    is_empty,
+    join,
+    kind_of,
+    shown,
+)
 from mergeflow.recipe.parameters import read_parameters
 from mergeflow.recipe.records import Input, Module, Parameters, Slice, Source
-from mergeflow.recipe.settings import convert
 from mergeflow.recipe.sources import Names, read_source
 
 WAYS = ("models", "slices", "modules")
@@ -227,16 +238,11 @@ def _read_range(node: Node, path: str, findings: Findings) -> tuple[int, int] | 
 def _read_layer(node: Node, path: str, findings: Findings) -> int | None:
     if isinstance(node, BrokenNode):
         return None
-    if isinstance(node, ScalarNode) and node.value is not None and not isinstance(node.value, bool):
-        try:
-            layer = convert(node.value, "int")
-        except ValueError:
-            pass
-        else:
-            if isinstance(layer, int) and layer >= 0:
-                return layer
-    shown = quoted(node.text) if isinstance(node, ScalarNode) and node.value is not None else kind_of(node)
-    findings.error(f"{shown} is not a layer: {RANGE_RULE}", node.position, path)
+    is_flag = isinstance(node, ScalarNode) and isinstance(node.value, bool)
+    layer = read_converted(node, "int")
+    if isinstance(layer, int) and layer >= 0 and not is_flag:
+        return layer
+    findings.error(f"{shown(node)} is not a layer: {RANGE_RULE}", node.position, path)
     return None
 
 

@@ -26,11 +26,11 @@ from mergeflow.recipe.document import document_path
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.made_of import StepPlace
 from mergeflow.recipe.nearest import quoted
-from mergeflow.recipe.nodes import MapNode, ScalarNode, is_empty, join, kind_of
+from mergeflow.recipe.nodes import MapNode, ScalarNode, is_empty, join, shown
 from mergeflow.recipe.records import Output, Step
 from mergeflow.recipe.sources import Names
 from mergeflow.recipe.steps import read_step
-from mergeflow.recipe.variables import NAME
+from mergeflow.recipe.variables import NAME, NAME_RULE
 
 STEP_NAME = "merge"
 
@@ -94,9 +94,7 @@ def _name(root: MapNode, path: str, findings: Findings) -> tuple[str | None, Pos
     node = entry.node
     if isinstance(node, ScalarNode) and NAME.fullmatch(node.text):
         return node.text, node.position
-    shown = quoted(node.text) if isinstance(node, ScalarNode) else kind_of(node)
-    message = f"{shown} cannot be a name: letters, digits, '_', '-' and '.' only"
-    findings.error(message, node.position, join(path, "name"))
+    findings.error(f"{shown(node)} cannot be a name: {NAME_RULE}", node.position, join(path, "name"))
     # It has a name, though none that can be used: it is not the final one.
     return f"document {node.position.line}", node.position
 

@@ -19,7 +19,7 @@ from mergeflow.recipe.records import ModelReference, Output, Scalar, Step, StepR
 from mergeflow.recipe.references import read_reference
 from mergeflow.recipe.sources import Names
 from mergeflow.recipe.steps import WHAT_A_STEP_IS, read_step
-from mergeflow.recipe.variables import NAME, read_variables, warn_of_unused
+from mergeflow.recipe.variables import NAME, NAME_RULE, read_variables, warn_of_unused
 
 VERSION = 1
 LARGEST_SEED = 2**64 - 1
@@ -110,7 +110,7 @@ def _read_models(fields: Mapping[str, Entry], findings: Findings) -> dict[str, M
 def _is_name(entry: Entry, path: str, findings: Findings) -> bool:
     if NAME.fullmatch(entry.key):
         return True
-    message = f"{quoted(entry.key)} cannot be a name: letters, digits, '_', '-' and '.' only"
+    message = f"{quoted(entry.key)} cannot be a name: {NAME_RULE}"
     findings.error(message, entry.key_position, path)
     return False
 

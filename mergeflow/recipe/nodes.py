@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mergeflow.errors import Position
+from mergeflow.recipe.nearest import quoted
 from mergeflow.recipe.records import Scalar
 
 
@@ -97,6 +98,11 @@ def kind_of(node: Node) -> str:
             return "a mapping"
 
 
+def shown(node: Node) -> str:
+    """A node in a message: what was written, else what it is."""
+    return quoted(node.text) if isinstance(node, ScalarNode) and node.value is not None else kind_of(node)
+
+
 def positions(node: Node, path: str = "") -> dict[str, Position]:
     """The place of every value under `node`, by its path: ``models[1].parameters.t``."""
     found = {path: node.position}
@@ -112,5 +118,5 @@ def positions(node: Node, path: str = "") -> dict[str, Position]:
 
 def join(path: str, key: str) -> str:
     """The path of a field inside the value at `path`."""
-    shown = key if key.isprintable() else repr(key)[1:-1]  # a path stays on one line
-    return f"{path}.{shown}" if path else shown
+    name = key if key.isprintable() else repr(key)[1:-1]  # a path stays on one line
+    return f"{path}.{name}" if path else name

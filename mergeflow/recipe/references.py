@@ -15,12 +15,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mergeflow.recipe.fields import ADAPTER_FIELDS, REFERENCE_FIELDS, read_fields, read_list, read_text_value
+from mergeflow.recipe.fields import (
+    ADAPTER_FIELDS,
+    REFERENCE_FIELDS,
+    read_converted,
+    read_fields,
+    read_list,
+    read_text_value,
+)
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.nearest import quoted
-from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, Node, ScalarNode, join
+from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, Node, join, shown
 from mergeflow.recipe.records import AdapterReference, ModelReference, Source, StepReference
-from mergeflow.recipe.settings import convert
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +176,11 @@ def read_adapter(node: Node, path: str, findings: Findings, find: Find) -> Adapt
 
 
 def _read_weight(node: Node, path: str, findings: Findings) -> float:
-    if isinstance(node, ScalarNode) and node.value is not None:
-        try:
-            weight = float(convert(node.value, "float"))
-        except ValueError:
-            weight = math.nan
-        if math.isfinite(weight):
-            return weight
-        findings.error(f"{quoted(node.text)} is not a weight: a finite number", node.position, path)
-    elif not isinstance(node, BrokenNode):
-        findings.error("the weight of an adapter is a number", node.position, path)
+    weight = read_converted(node, "float")
+    if isinstance(weight, int | float) and math.isfinite(weight):
+        return float(weight)
+    if not isinstance(node, BrokenNode):
+        findings.error(f"{shown(node)} is not a weight: a finite number", node.position, path)
     return 1.0
 
 

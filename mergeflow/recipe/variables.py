@@ -30,6 +30,7 @@ from mergeflow.recipe.nodes import (
 from mergeflow.recipe.records import Scalar
 
 NAME = re.compile(r"\w[\w.-]*")
+NAME_RULE = "letters, digits, '_', '-' and '.' only"
 # `${name}`, an escaped `$${`, or a `${` without its end. No part can match twice, so the scan is linear.
 _USE = re.compile(r"\$\$\{|\$\{([^{}$\n]*)\}|\$\{")
 # Variables that double one another must not fill the memory.
@@ -118,7 +119,7 @@ def read_variables(node: Node | None, overrides: Mapping[str, str], findings: Fi
     for entry in entries:
         path = join("vars", entry.key)
         if not NAME.fullmatch(entry.key):
-            message = f"{quoted(entry.key)} cannot be a variable's name: letters, digits, '_', '-' and '.' only"
+            message = f"{quoted(entry.key)} cannot be a variable's name: {NAME_RULE}"
             findings.error(message, entry.key_position, path)
             continue
         written = entry.node

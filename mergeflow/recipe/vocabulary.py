@@ -23,6 +23,7 @@ from mergeflow.recipe.fields import (
     TOKEN_SOURCE_FIELDS,
     VOCABULARY_FIELDS,
     read_choice,
+    read_converted,
     read_fields,
     read_named,
     read_text_value,
@@ -30,9 +31,8 @@ from mergeflow.recipe.fields import (
 from mergeflow.recipe.findings import Findings
 from mergeflow.recipe.made_of import StepPlace
 from mergeflow.recipe.nearest import nearest, quoted
-from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, Node, ScalarNode, is_empty, is_null, join, kind_of
-from mergeflow.recipe.records import ModelToken, Scalar, Source, TokenRow, Vocabulary
-from mergeflow.recipe.settings import Kind, convert
+from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, Node, ScalarNode, is_empty, is_null, join, shown
+from mergeflow.recipe.records import ModelToken, Source, TokenRow, Vocabulary
 
 BUILT_VOCABULARIES = ("union", "base")
 TOKEN_KINDS = ("zero", "model_token")
@@ -96,26 +96,13 @@ def _read_multiple(fields: dict[str, Entry], path: str, findings: Findings) -> i
     if "pad_to_multiple_of" not in fields:
         return None
     node = fields["pad_to_multiple_of"].node
-    number = _read_converted(node, "int")
+    number = read_converted(node, "int")
     if isinstance(number, int) and 0 <= number <= LARGEST_MULTIPLE:
         return number or None
     if not isinstance(node, BrokenNode):
-        message = f"{_shown(node)} is not what rows can be padded to: an integer from 1 to {LARGEST_MULTIPLE}"
+        message = f"{shown(node)} is not what rows can be padded to: an integer from 1 to {LARGEST_MULTIPLE}"
         findings.error(message, node.position, join(path, "pad_to_multiple_of"))
     return None
-
-
-def _read_converted(node: Node, kind: Kind) -> Scalar | None:
-    if not isinstance(node, ScalarNode) or node.value is None:
-        return None
-    try:
-        return convert(node.value, kind)
-    except ValueError:
-        return None
-
-
-def _shown(node: Node) -> str:
-    return quoted(node.text) if isinstance(node, ScalarNode) and node.value is not None else kind_of(node)
 
 
 def _read_tokens(
@@ -159,9 +146,9 @@ def _read_force(fields: dict[str, Entry], path: str, findings: Findings) -> bool
     if "force" not in fields:
         return False
     node = fields["force"].node
-    force = _read_converted(node, "bool")
+    force = read_converted(node, "bool")
     if force is None and not isinstance(node, BrokenNode):
-        findings.error(f"{_shown(node)} is not true or false", node.position, join(path, "force"))
+        findings.error(f"{shown(node)} is not true or false", node.position, join(path, "force"))
     return bool(force)
 
 
@@ -201,11 +188,11 @@ def _read_model_token(
     if name == "token":
         token = read_text_value(named, join(path, name), findings)
         return None if token is None else ModelToken(model, token)
-    number = _read_converted(named, "int")
+    number = read_converted(named, "int")
     if isinstance(number, int) and number >= 0:
         return ModelToken(model, token_id=number)
     if not isinstance(named, BrokenNode):
-        findings.error(f"{_shown(named)} is not a token's number", named.position, join(path, name))
+        findings.error(f"{shown(named)} is not a token's number", named.position, join(path, name))
     return None
 
 

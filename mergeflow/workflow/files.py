@@ -15,10 +15,9 @@ from mergeflow.graph.values import Compiled, CompiledOutput
 from mergeflow.methods.registry import find_method
 from mergeflow.models.records import Checkpoint
 from mergeflow.output.card import Card, CardModel, CardStep, agreed_license, license_of, model_card
-from mergeflow.output.config import config_json
 from mergeflow.output.files import DonorFiles, NewFile, donor_files, library_name
-from mergeflow.output.lock import Lock, LockedModel
-from mergeflow.output.publish import text_bytes
+from mergeflow.output.lock import Lock, LockedAdapter, LockedModel
+from mergeflow.output.text import json_text, text_bytes
 from mergeflow.output.tokenizer import tokenizer_files, with_chat_template, with_generation_ids
 from mergeflow.recipe.cycles import reached
 from mergeflow.recipe.places import merged_sources
@@ -44,7 +43,7 @@ def new_files(recipe: Recipe, compiled: Compiled, destination: Destination) -> l
     files = _with_tokenizer(list(donated_files(destination).copied), destination.compiled)
     config = output_config(compiled, destination.compiled)
     if config:
-        files.append(NewFile("config.json", text_bytes(config_json(config))))
+        files.append(NewFile("config.json", text_bytes(json_text(config))))
     files.append(NewFile("README.md", text_bytes(model_card(_card(recipe, compiled, destination)))))
     return files
 
@@ -113,7 +112,14 @@ def _locked(reference: ModelReference, compiled: Compiled) -> LockedModel:
         name: key for name, source in checkpoint.tensors.items() if (key := compiled.graph.key(source)) is not None
     }
     combined = combined_key([item for pair in sorted(digests.items()) for item in pair])
-    return LockedModel(reference.path, checkpoint.revision, combined, digests)
+    adapters = _locked_adapters(reference, checkpoint)
+    return LockedModel(reference.path, checkpoint.revision, combined, digests, adapters)
+
+
+def _locked_adapters(reference: ModelReference, checkpoint: Checkpoint) -> tuple[LockedAdapter, ...]:
+    """The adapters of a model, each with the commit that it was opened at."""
+    opened = zip(reference.adapters, checkpoint.adapter_revisions, strict=True)
+    return tuple(LockedAdapter(adapter.path, revision, adapter.weight) for adapter, revision in opened)
 
 
 def _card(recipe: Recipe, compiled: Compiled, destination: Destination) -> Card:
@@ -139,12 +145,13 @@ def _card(recipe: Recipe, compiled: Compiled, destination: Destination) -> Card:
 
 def _card_models(recipe: Recipe, compiled: Compiled) -> Iterator[CardModel]:
     """Every model, and every adapter that is added to one."""
+    adapters: list[LockedAdapter] = []
     for reference, model in compiled.checkpoints.items():
-        yield _card_model(recipe, reference, model)
-    adapters = [adapter for reference in compiled.checkpoints for adapter in reference.adapters]
+        adapters += _locked_adapters(reference, model)
+        if not reference.is_adapter:
+            yield _card_model(recipe, reference, model)
     for path, revision in dict.fromkeys((adapter.path, adapter.revision) for adapter in adapters):
-        is_local = path.startswith(("~", ".")) or (recipe.folder / path).exists() or path.count("/") != 1
-        yield CardModel(Path(path).name, path, None if is_local else path, revision)
+        yield CardModel(Path(path).name, path, path if revision is not None else None, revision)
 
 
 def _card_model(recipe: Recipe, reference: ModelReference, model: Checkpoint) -> CardModel:

@@ -129,6 +129,9 @@ def _merge(asked: Asked, models: Mapping[str, StateDict], deltas: bool, allow: b
     data = TensorsInMemory(inputs.tensors)
     compiled = _compile(asked, inputs, deltas, data)
     names = compiled.results[STEP].tensors
+    # Tensors in memory are whole, and a merge of one step gathers no rows: nothing is to be computed before.
+    if any(node.kind == "view" for node in compiled.graph):
+        raise AssertionError("a merge in memory has no views: there is no cache to read their parts from")
     tasks = form_tasks(compiled.graph, _targets(compiled), Known(cache_is_off=True))
     found = _evaluate([program for task in tasks for program in task.programs], data, inputs.device, allow)
     return {name: found[name].to(inputs.device) for name in names}

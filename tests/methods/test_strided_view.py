@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mergeflow.methods.ops import OPS
 from mergeflow.methods.views.protocols import View, view_kernel
+from mergeflow.methods.views.strided import AHEAD_BYTES, PIECE_BYTES
 
 
 class Memory:
@@ -40,18 +41,34 @@ def read(view: View, start: int, count: int, dtype: str = "float32") -> NDArray[
     return found
 
 
-def test_long_strides_read_little() -> None:
-    """A large transposed matrix is read in pieces: no read takes much more than what was asked for."""
+def test_a_transposed_matrix_is_read_in_few_pieces() -> None:
+    """Whole rows of it are read and turned in memory: no piece is large, and each byte comes once for a range."""
     rows, columns = 3000, 2000
     part = Memory(np.arange(rows * columns, dtype=np.float32))
     expected = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns).T.reshape(-1)
     view = strided(part, (columns, rows), (1, columns))
     np.testing.assert_array_equal(read(view, 12_345, 200_000), expected[12_345:212_345])
-    assert sum(part.reads) <= 4 * 800_000
+    assert max(part.reads) <= PIECE_BYTES
+    assert sum(part.reads) <= 3 * 24_000_000  # part of a row, whole rows, part of a row
+    assert len(part.reads) <= 3 * 8
+
+
+def test_a_transposed_matrix_read_from_end_to_end_costs_a_pass_for_each_band() -> None:
+    """Small blocks one after the other: some four reads for each megabyte of the source, and of each band of rows."""
+    rows, columns, block = 5504, 2048, 1 << 15
+    part = Memory(np.arange(rows * columns, dtype=np.uint32).astype(np.uint16))
+    view = strided(part, (columns, rows), (1, columns))
+    found = [read(view, start, block, "uint16") for start in range(0, rows * columns, block)]
+    np.testing.assert_array_equal(
+        np.concatenate(found), np.arange(rows * columns).reshape(rows, columns).T.reshape(-1) % 65536
+    )
+    bands = -(-2 * rows * columns // AHEAD_BYTES)
+    assert sum(part.reads) <= 2 * rows * columns * (3 * bands + 3)
+    assert len(part.reads) <= 100
 
 
 def test_whoever_reads_on_is_read_ahead_for() -> None:
-    """The range after the last one brings a million elements, which the next ranges are cut from."""
+    """The range after the last one brings many more elements, which the next ranges are cut from."""
     rows, columns = 3000, 2000
     part = Memory(np.arange(rows * columns, dtype=np.float32))
     expected = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns).T.reshape(-1)
@@ -63,14 +80,14 @@ def test_whoever_reads_on_is_read_ahead_for() -> None:
     assert len(part.reads) == count
     np.testing.assert_array_equal(read(view, 3, 10), expected[3:13])
     np.testing.assert_array_equal(read(view, 1_200_000, 200_000), expected[1_200_000:1_400_000])
-    assert max(part.reads) <= 4 << 20
+    assert max(part.reads) <= PIECE_BYTES
 
 
 def test_one_axis_with_a_huge_stride() -> None:
     """Elements that lie far apart are read one by one."""
-    part = Memory(np.arange(30_000, dtype=np.int16))
-    assert read(strided(part, (4,), (9000,)), 1, 3, "int16").tolist() == [9000, 18000, 27000]
-    assert part.reads == [2, 2, 2]
+    part = Memory(np.arange(300_000, dtype=np.int32))
+    assert read(strided(part, (4,), (90_000,)), 1, 3, "int32").tolist() == [90_000, 180_000, 270_000]
+    assert part.reads == [4, 4, 4]
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,18 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf_files import METADATA, TENSORS, gguf_bytes
 from hub_server import FakeHub, Repository, running_hub
 from model_files import Entries, data_bytes, file_of, header_of, pattern
 from pickled_files import saved
 
 from mergeflow.errors import CheckpointError, RunError
-from mergeflow.models import hub_transfer
+from mergeflow.models import gguf_header, hub_transfer
 from mergeflow.models.checkpoint import open_checkpoint
 from mergeflow.models.digests import DigestMemory
 from mergeflow.models.hub import describe, download, fetch
 from mergeflow.models.hub_cache import Hub, keep_commit
 from mergeflow.models.open import open_model
 from mergeflow.models.records import Checkpoint, Segment, TensorSource, TensorView
+from mergeflow.output.lock import LockedAdapter, read_lock
 from mergeflow.recipe.records import AdapterReference, ModelReference
 
 FIRST, SECOND = "a1" * 20, "b2" * 20
@@ -140,6 +142,29 @@ def test_pickled_weights_are_described_without_their_bytes(
     assert list(downloaded(hub, "org/pickled").tensors) == ["a", "b", "t"]
 
 
+@pytest.mark.parametrize("own_config", [False, True])
+def test_the_only_gguf_file_is_described_without_its_tensors(
+    server: FakeHub, hub: Hub, tmp_path: Path, own_config: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header is read by ranges; tensors and configuration are those of the file on this machine."""
+    monkeypatch.setattr(hub_transfer, "FIRST_REQUEST_BYTES", 100)
+    monkeypatch.setattr(gguf_header, "READ_AHEAD_BYTES", 1000)
+    embedding = {**TENSORS, "token_embd.weight": (0, (40_000, 32))}
+    metadata = {**METADATA, "tokenizer.ggml.tokens": ["word" * 9] * 200}
+    files = {"model.gguf": gguf_bytes(metadata, embedding), **({"config.json": CONFIG} if own_config else {})}
+    server.repositories["org/gguf"] = Repository({FIRST: files}, {"main": FIRST})
+    found, same = describe("org/gguf", hub=hub), local(files, tmp_path / "local")
+    assert found.config == same.config
+    assert (found.config == {"model_type": "llama"}) is own_config
+    assert list(found.tensors) == list(same.tensors)
+    for name, tensor in found.tensors.items():
+        for there, here in zip(tensor.sources(), same.tensors[name].sources(), strict=True):
+            assert (there.dtype, there.shape) == (here.dtype, here.shape)
+            assert there.segments[0].offset == here.segments[0].offset
+    assert 7_000 < server.sent("model.gguf") < 20_000
+    assert downloaded(hub, "org/gguf").folder == hub.snapshot("org/gguf", FIRST)
+
+
 def test_a_server_that_ignores_ranges_cannot_show_pickles(server: FakeHub, hub: Hub) -> None:
     """The directory at the end of a large archive is not fetched by sending all of it."""
     files = {"pytorch_model.bin": saved({"a": torch.arange(1_000_000.0)})}
@@ -188,7 +213,8 @@ def test_an_answer_cut_off_is_refused(server: FakeHub, hub: Hub) -> None:
     [
         ({"pytorch_model.bin": b"PK"}, "neither a zip archive nor a pickle"),
         ({"README.md": b""}, "no weights in the repository"),
-        ({"model.gguf": b"GGUF"}, "files that end in .gguf are not read from the hub"),
+        ({"model.gguf": b"GGUF"}, "in the middle of what it describes"),
+        ({"a.gguf": b"GGUF", "b.gguf": b"GGUF"}, "holds 2 GGUF files .*; download one of them and name the local copy"),
         (
             {"pytorch_model.bin.index.json": b'{"weight_map": {"a": "/etc/x.bin"}}'},
             "points outside the folder",
@@ -515,6 +541,50 @@ def test_an_adapter_of_the_hub_is_described_then_downloaded(server: FakeHub, hub
     assert not any(segment.file.path.startswith("hub://") for it in opened.tensors.values() for segment in segments(it))
     with pytest.raises(CheckpointError, match="holds no adapter"):
         open_model(replace(reference, adapters=(AdapterReference("org/single"),)), [], download=False, hub=hub)
+
+
+def test_lock_and_card_name_an_adapter_of_the_hub_by_its_commit(server: FakeHub, hub: Hub, tmp_path: Path) -> None:
+    """Each adapter has its path, its own commit and its factor in the lock, and its hub id in the card."""
+    base, local_lora = tmp_path / "base", tmp_path / "style"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(weights({"layers.0.w.weight": ("F32", (4, 6))}))
+    pair: Entries = {
+        "base_model.model.layers.0.w.lora_A.weight": ("F32", (2, 6)),
+        "base_model.model.layers.0.w.lora_B.weight": ("F32", (4, 2)),
+    }
+    config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}).encode()
+    lora = {"adapter_model.safetensors": weights(pair), "adapter_config.json": config}
+    local_lora.mkdir()
+    for name, content in lora.items():
+        (local_lora / name).write_bytes(content)
+    server.repositories["org/lora"] = Repository({FIRST: lora}, {"main": FIRST, "v1": FIRST})
+    (tmp_path / "recipe.yaml").write_text(
+        "mergeflow: 1\nmodels:\n  a: {path: ./base, adapters: [org/lora@v1, {path: ./style, weight: -0.5}]}\n"
+        "steps:\n  final: {merge_method: linear, models: [{model: a, parameters: {weight: 1}}]}\n"
+    )
+    run_recipe(server, hub, tmp_path, "out")
+    lock = read_lock(tmp_path / "out")
+    assert lock is not None
+    (model,) = lock.models.values()
+    assert (model.path, model.revision) == ("./base", None)
+    assert model.adapters == (LockedAdapter("org/lora", FIRST), LockedAdapter("./style", None, -0.5))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nbase_model:\n- org/lora\nbase_model_relation: merge\n")
+    assert f"[org/lora](https://huggingface.co/org/lora) | `{FIRST}` |" in card
+    assert "| style | `./style` |" in card
+
+
+def run_recipe(server: FakeHub, hub: Hub, folder: Path, out: str) -> None:
+    """Run recipe.yaml of a folder in a process that knows this hub."""
+    environment = os.environ | {
+        "HF_ENDPOINT": server.address,
+        "HF_HUB_CACHE": str(hub.cache),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "MERGEFLOW_STATE": str(folder / "state"),
+    }
+    command = [sys.executable, "-m", "mergeflow", "run", "recipe.yaml", out, "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def segments(tensor: TensorSource | TensorView) -> Iterator[Segment]:

@@ -12,7 +12,7 @@ from trained_tokenizers import ENGLISH, KINDS, document, train
 
 from mergeflow.errors import CheckpointError
 from mergeflow.models.tokenizer import AddedToken, Tokenizer, parse_tokenizer, read_tokenizer
-from mergeflow.models.tokenizer_building import library_fault, roles, stripped, with_tokens
+from mergeflow.models.tokenizer_building import library_fault, roles, stripped, with_tokens, with_whole_tokens
 
 WORDS = {
     "version": "1.0",
@@ -66,6 +66,18 @@ def test_added_tokens_come_behind_the_last_id(kind: str) -> None:
     }
     assert library_fault(made) is None
     assert parsed(made.document).ids == made.ids
+
+
+def test_an_ordinary_token_becomes_an_added_one_under_its_id() -> None:
+    """Another model's added token is found whole in a text; an id that an added token has already is left alone."""
+    renamed = {"id": 1, "content": "<|im_end|>", "special": True}
+    whole = parsed({**WORDS, "added_tokens": [renamed]}, {"extra_special_tokens": []})
+    wanted = [AddedToken("a", special=True), AddedToken("b"), AddedToken("<|im_end|>"), AddedToken("new")]
+    made = with_whole_tokens(whole, wanted)
+    assert made.ids == whole.ids
+    assert made.added.keys() == {"a", "<|im_end|>"}
+    assert made.settings == {"extra_special_tokens": ["a"]}
+    assert parsed(made.document).added == made.added
 
 
 def test_what_is_cut_away_is_cut_from_the_settings_too() -> None:

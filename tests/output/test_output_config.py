@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeflow.output.config import config_json, merged_config
+from mergeflow.output.config import merged_config
+from mergeflow.output.text import json_text
 
 words = st.sampled_from(["model_type", "text_config", "dtype", "torch_dtype", "layers"]) | st.text(max_size=3)
 json_values = st.recursive(
@@ -41,6 +42,7 @@ def test_nested_configurations_follow_when_they_had_the_format_of_the_whole() ->
     config = {
         "dtype": "float16",
         "text_config": {"torch_dtype": "float16", "deeper_config": {"dtype": "float16"}},
+        "decoder": {"dtype": "float16"},
         "vision_config": {"dtype": "float32"},
         "quantization_config": {"dtype": "float16"},
         "other": {"dtype": "float16"},
@@ -48,6 +50,7 @@ def test_nested_configurations_follow_when_they_had_the_format_of_the_whole() ->
     assert merged_config(config, "bfloat16") == {
         "dtype": "bfloat16",
         "text_config": {"torch_dtype": "bfloat16", "deeper_config": {"dtype": "bfloat16"}},
+        "decoder": {"dtype": "bfloat16"},
         "vision_config": {"dtype": "float32"},
         "quantization_config": {"dtype": "float16"},
         "other": {"dtype": "float16"},
@@ -83,4 +86,4 @@ def test_without_a_format_the_donors_configuration_is_the_outputs(config: dict[s
 
 def test_the_text_is_laid_out_as_transformers_does() -> None:
     """Two spaces, keys in their order, other alphabets as they are, a newline at the end."""
-    assert config_json({"b": "é", "a": [1]}) == '{\n  "b": "é",\n  "a": [\n    1\n  ]\n}\n'
+    assert json_text({"b": "é", "a": [1]}) == '{\n  "b": "é",\n  "a": [\n    1\n  ]\n}\n'

@@ -16,11 +16,15 @@ from output_builders import LOCK, shards_of, tensor
 from mergeflow.dtypes import DTYPES
 from mergeflow.errors import OutputError
 from mergeflow.output.layout import OutputTensor, plan_shards
-from mergeflow.output.lock import LOCK_FILE, Lock, LockedModel, lock_json, parse_lock, read_lock
+from mergeflow.output.lock import LOCK_FILE, Lock, LockedAdapter, LockedModel, lock_json, parse_lock, read_lock
 
+ADAPTERS = (LockedAdapter("org/lora", "7b2d"), LockedAdapter("./style", None, -0.3))
 FULL = replace(
     LOCK,
-    models={"base": LockedModel("./base", None, "d1", {"a": "t1"}), "chat": LockedModel("org/chat", "5a1c", "d2")},
+    models={
+        "base": LockedModel("./base", None, "d1", {"a": "t1"}),
+        "chat": LockedModel("org/chat", "5a1c", "d2", adapters=ADAPTERS),
+    },
     files={"1_Pooling/config.json": "f2", "README.md": "f1"},
     shards=shards_of("abc"),
     samples={shard.file: f"s{shard.file}" for shard in shards_of("abc")},
@@ -105,6 +109,9 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         (damaged(lambda lock: lock["files"].update({"a": 1})), "files.a"),
         (damaged(lambda lock: lock["variables"].update({"a": None})), "variables.a"),
         (damaged(lambda lock: lock["models"]["chat"].update(revision=3)), "models.chat.revision"),
+        (damaged(lambda lock: lock["models"]["chat"].update(adapters={})), "models.chat.adapters should be a list"),
+        (damaged(lambda lock: lock["models"]["chat"]["adapters"][0].update(weight="1")), "adapters.weight"),
+        (damaged(lambda lock: lock["models"]["chat"]["adapters"][0].update(revision=1)), "adapters.revision"),
         (damaged(lambda lock: lock["shards"][0].update(size=3)), "do not belong"),
         (damaged(lambda lock: lock["shards"][0].update(sample=3)), "sample"),
         (damaged(lambda lock: lock["shards"][0].update(file="../x.safetensors")), "file name"),

@@ -8,7 +8,7 @@ import pytest
 from recipe_texts import MERGEKIT
 
 from mergeflow.errors import RecipeError
-from mergeflow.recipe.convert import Target, convert
+from mergeflow.recipe.convert import convert
 from mergeflow.recipe.describe import describe_step
 from mergeflow.recipe.read import read_recipe
 from mergeflow.recipe.records import Recipe
@@ -95,7 +95,7 @@ def described(recipe: Recipe) -> list[list[str]]:
 def test_every_golden_configuration(path: Path) -> None:
     """Each one is a native recipe of the same step."""
     recipe = read_recipe(path)
-    again = native(convert(recipe, (), Target(Path.cwd())), Path.cwd())
+    again = native(convert(recipe, (), Path.cwd()), Path.cwd())
     assert again.form == "native"
     assert again.problems == ()
     assert described(again) == described(recipe)
@@ -105,7 +105,7 @@ def test_every_golden_configuration(path: Path) -> None:
 def test_text_and_comments_are_kept(tmp_path: Path) -> None:
     """What has no effect becomes a comment, or is cut out of its line; all else stays as it was written."""
     recipe = mergekit(COMMENTED, tmp_path)
-    assert convert(recipe, ["documents[0].models[1].parameters.foo"], Target(tmp_path)) == CONVERTED
+    assert convert(recipe, ["documents[0].models[1].parameters.foo"], tmp_path) == CONVERTED
 
 
 def test_paths_start_in_the_new_folder(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ models:
   - model: ../far
 """
     recipe = mergekit(text, tmp_path)
-    converted = native(convert(recipe, (), Target(tmp_path / "sub")), tmp_path / "sub")
+    converted = native(convert(recipe, (), tmp_path / "sub"), tmp_path / "sub")
     assert str(converted.steps[0].base) == "../models/b"
     assert [str(entry.source) for entry in converted.steps[0].inputs] == [
         "../models/b",
@@ -142,7 +142,7 @@ def test_names_of_documents_stay(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     text = "name: halfway\nmerge_method: linear\nmodels: [{model: ./a}]\n---\n"
     text += "merge_method: passthrough\nmodels: [{model: halfway+lora}]\n"
-    converted = convert(mergekit(text, tmp_path), (), Target(tmp_path / "sub"))
+    converted = convert(mergekit(text, tmp_path), (), tmp_path / "sub")
     assert "{model: halfway+../lora}" in converted
     assert "{model: ../a}" in converted
 
@@ -151,7 +151,7 @@ def test_the_step_is_called_otherwise_than_its_models(tmp_path: Path) -> None:
     """A model that is called as the step would be is still the model."""
     (tmp_path / "merge").mkdir()
     recipe = mergekit("merge_method: linear\nmodels: [{model: merge}]\n", tmp_path)
-    (step,) = native(convert(recipe, (), Target(tmp_path)), tmp_path).steps
+    (step,) = native(convert(recipe, (), tmp_path), tmp_path).steps
     assert step.name != "merge"
     assert str(step.inputs[0].source) == "merge"
 
@@ -159,7 +159,7 @@ def test_the_step_is_called_otherwise_than_its_models(tmp_path: Path) -> None:
 def test_flow_style(tmp_path: Path) -> None:
     """A file that is one mapping in braces is converted too."""
     text = "{merge_method: slerp, wrong: 1,\n models: [{model: ./a}, {model: ./b}], parameters: {t: 0.5, x: 1}}\n"
-    converted = convert(mergekit(text, tmp_path), ["parameters.x"], Target(tmp_path))
+    converted = convert(mergekit(text, tmp_path), ["parameters.x"], tmp_path)
     assert "wrong" not in converted
     assert "parameters: {t: 0.5}" in converted
     assert native(converted, tmp_path).problems == ()
@@ -180,4 +180,4 @@ def test_flow_style(tmp_path: Path) -> None:
 def test_refused(text: str, message: str, tmp_path: Path) -> None:
     """A file with errors, a native one, and what would come out as something else: an error, never a wrong recipe."""
     with pytest.raises(RecipeError, match=message):
-        convert(mergekit(text, tmp_path), (), Target(tmp_path))
+        convert(mergekit(text, tmp_path), (), tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recipe_texts import DESIGN, FILE, MERGEKIT, MODULES, SLICED, TOKENS, TWO
 
 from mergeflow.errors import Position, RecipeError
-from mergeflow.recipe.convert import Target, convert
+from mergeflow.recipe.convert import convert
 from mergeflow.recipe.describe import describe
 from mergeflow.recipe.fields import (
     ADAPTER_FIELDS,
@@ -188,7 +188,7 @@ def test_damaged_files_are_converted_or_refused(text: str, chance: random.Random
     """What can be read is converted to what can be read, or refused."""
     recipe = read_recipe(FILE, text=damage(text, chance))
     try:
-        converted = convert(recipe, (), Target(Path.cwd()))
+        converted = convert(recipe, (), Path.cwd())
     except RecipeError:
         return
     check(read_recipe(FILE, text=converted))

@@ -195,6 +195,40 @@ def test_a_tied_model_gives_its_embedding_for_the_head(tmp_path: Path) -> None:
     torch.testing.assert_close(made[HEAD][5], (read_model(base)[HEAD][5] + tensors[EMBEDDING][5]) / 2)
 
 
+def test_a_model_without_a_tokenizer_has_the_tokens_of_the_base(tmp_path: Path) -> None:
+    """Rows that only it has behind them, as padded embeddings do, are no hindrance; too few are an error."""
+    base = read_model(model(tmp_path / "base", 1))[EMBEDDING]
+    rows = len(base)
+    for name, count in (("padded", rows + 5), ("short", rows - 1)):
+        write_model(tmp_path / name, llama_tensors(2, layers=1, vocab=count), config={"vocab_size": count})
+    report = run(tmp_path, linear("base", "padded", tokenizer={"source": "union"}))
+    assert "is taken to have the tokens of ./base" in str(report.warnings)
+    other = read_model(tmp_path / "padded")[EMBEDDING]
+    torch.testing.assert_close(read_model(tmp_path / "out")[EMBEDDING], (base + other[:rows]) / 2)
+    with pytest.raises(RecipeError, match="too few for those of ./base"):
+        run(tmp_path, linear("base", "short", tokenizer={"source": "union"}))
+    recipe = linear("short", "base", tokenizer={"source": "union"})
+    with pytest.raises(RecipeError, match=r"tokenizer: ./short has no tokenizer"):
+        run(tmp_path, {key: value for key, value in recipe.items() if key != "base_model"})
+
+
+def test_an_added_token_of_another_model_is_found_whole(tmp_path: Path) -> None:
+    """The base has it as an ordinary token, which it would find in no text."""
+    from tokenizers import Tokenizer
+
+    a = model(tmp_path / "a", 1)
+    written = json.loads((a / "tokenizer.json").read_text())
+    written["model"]["vocab"]["<|x|>"] = len(written["model"]["vocab"])
+    (a / "tokenizer.json").write_text(json.dumps(written))
+    rows = len(ids(a))
+    write_model(a, llama_tensors(1, layers=1, vocab=rows), config={"vocab_size": rows})
+    model(tmp_path / "b", 2, words=GERMAN, added=["<|x|>"])
+    run(tmp_path, linear("a", "b", tokenizer={"source": "union"}))
+    made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert made.token_to_id("<|x|>") == rows - 1
+    assert made.encode("a<|x|>").ids[-1] == rows - 1
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "message"),
     [

@@ -166,6 +166,7 @@ class TestBareFiles:
         assert all(found[name].equal(base[name]) for name in ("steps", "nothing", "mask"))
         files = {path.name for path in (here / "out").iterdir()}
         assert files == {"model.safetensors", "README.md", "mergeflow.lock.json"}
+        assert "library_name" not in (here / "out" / "README.md").read_text()  # no library loads it by itself
 
     def test_mixed_dtypes(self, here: Path) -> None:
         """Files in fp16, fp32 and float64 merge; the sum is that of their values."""
