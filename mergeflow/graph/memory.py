@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergeflow.dtypes import compute_dtype
-from mergeflow.graph.program import READ, Pass, Program, to_gather
+from mergeflow.graph.program import READ, Pass, Program, Reading, to_gather
 from mergeflow.methods.schema import WHOLE_COPIES
 
 MiB = 1 << 20
@@ -40,6 +40,8 @@ NATIVE_VALUE_BYTES = 2 * MiB
 # What reading a view takes: a block in the formats of its parts and in float64, an adapter or a row map. Measured with
 # adapters of rank 16, and with vocabularies of 32,000 tokens: 8 and 10 MiB.
 VIEW_BYTES = 16 * MiB
+# What each tensor read with strides holds of what comes next: AHEAD_BYTES of methods/views/strided.py.
+STRIDED_BYTES = 12 * MiB
 
 # Twice what fits best into the processor's cache: between two calls into torch the threads of a process take turns, and
 # with fewer, longer calls they wait less for each other (slerp of 1.1B parameters: 8.9 s instead of 11.1 s).
@@ -170,7 +172,13 @@ def _native_bytes(program: Program, budget: Budget) -> int:
 
 
 def _view_bytes(program: Program) -> int:
-    return VIEW_BYTES if any(it.kind == "view" for it in program.instructions) else 0
+    views = [it.reading for it in program.instructions if it.reading is not None]
+    return VIEW_BYTES + STRIDED_BYTES * sum(map(_strided, views)) if views else 0
+
+
+def _strided(reading: Reading) -> int:
+    """How many tensors a view reads that lie in another order than row by row."""
+    return (reading.op == "strided") + sum(map(_strided, reading.parts))
 
 
 def _reads(program: Program, sweep: Pass) -> int:

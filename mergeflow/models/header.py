@@ -106,7 +106,9 @@ def _tensor(name: str, entry: object, file: FileIdentity, start: int) -> TensorS
     _check_name(name, file)
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise _wrong(file, name, f"has dtype {entry['dtype']!r:.40}, which this version cannot read")
+        scales = "; such scales belong to packed weights: merge the model it was made from"
+        hint = scales if entry["dtype"] == "F8_E8M0" else ""
+        raise _wrong(file, name, f"has dtype {entry['dtype']!r:.40}, which this version cannot read{hint}")
     shape = _shape(entry["shape"])
     if shape is None:
         raise _wrong(file, name, f"has shape {entry['shape']!r:.60}; a list of whole numbers from 0 on was expected")

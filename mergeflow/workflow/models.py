@@ -13,6 +13,7 @@ from mergeflow.graph.check import step_path
 from mergeflow.graph.compile import compile_recipe
 from mergeflow.graph.values import Compiled
 from mergeflow.models.digests import DigestMemory
+from mergeflow.models.identity import REMOTE
 from mergeflow.models.open import open_model
 from mergeflow.models.records import Checkpoint, TensorSource
 from mergeflow.models.tokenizer import TOKENIZER_NAME
@@ -71,6 +72,13 @@ def compile_with_digests(recipe: Recipe, from_headers: Compiled, options: Option
     compiled = compile_recipe(recipe, from_headers.checkpoints, {**known, **hashed})
     earlier = [problem for problem in from_headers.problems if problem not in compiled.problems]
     return replace(compiled, problems=in_file_order([*earlier, *compiled.problems]))
+
+
+def is_elsewhere(checkpoint: Checkpoint) -> bool:
+    """Whether something of a model is on the hub only: all of it, or an adapter of a model that is here."""
+    sources = (source for tensor in checkpoint.tensors.values() for source in tensor.sources())
+    files = (segment.file.path for source in sources for segment in source.segments)
+    return checkpoint.folder is None or any(path.startswith(REMOTE) for path in files)
 
 
 def _digests(state: Path) -> DigestMemory:

@@ -33,7 +33,7 @@ from mergeflow.workflow.destination import Destination, destinations, targets
 from mergeflow.workflow.files import lock_of, new_files
 from mergeflow.workflow.folders import check_folders
 from mergeflow.workflow.history_file import read_history, write_history
-from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests
+from mergeflow.workflow.models import check, compile_from_headers, compile_with_digests, is_elsewhere
 from mergeflow.workflow.options import Options, peak_memory
 from mergeflow.workflow.parts import room_for_parts
 from mergeflow.workflow.planning import budget, look_up, native_judge, read_records
@@ -58,7 +58,7 @@ def run_recipe(recipe: Recipe, out: Path | None, options: Options, listen: Liste
     check(headers, strict=options.strict)
     check_folders(recipe, headers.checkpoints.values(), out, needed=True)
     import_in_background(headers.graph, options.device)
-    if any(checkpoint.folder is None for checkpoint in headers.checkpoints.values()):
+    if any(map(is_elsewhere, headers.checkpoints.values())):
         with run.phase("download", 0):
             headers = compile_from_headers(
                 recipe, run.hear, download=True, planned=headers.checkpoints, state=options.state

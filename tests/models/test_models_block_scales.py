@@ -32,6 +32,19 @@ def refusal(folder: Path, entries: Entries, config: dict[str, object] | None = N
     return str(found.value)
 
 
+def test_scales_of_exponents_alone_are_refused_by_name(tmp_path: Path) -> None:
+    """F8_E8M0 is no format that is read; the message names the tensor and what to merge instead."""
+    scale = f"{WEIGHT}_scale_inv"
+    save_file(
+        {WEIGHT: torch.zeros(256, 128).to(torch.float8_e4m3fn), scale: torch.ones(2, 1).to(torch.float8_e8m0fnu)},
+        tmp_path / "model.safetensors",
+    )
+    with pytest.raises(CheckpointError) as found:
+        open_model(ModelReference(str(tmp_path)), [], download=False)
+    assert f"tensor '{scale}' has dtype 'F8_E8M0'" in str(found.value)
+    assert "merge the model it was made from" in str(found.value)
+
+
 class TestScales:
     @pytest.mark.parametrize(
         ("shape", "scale", "suffix", "block"),
