@@ -205,7 +205,10 @@ def _check_inputs(step: Step, method: Method, form: Form, ingredients: Ingredien
     count = len(ingredients.operands(method))
     kind = "model" if method.base == "ignored" else "model besides its base"
     path = ingredients.path
-    if count < method.minimum:
+    if count == 0 and base is not None and method.adds_to_its_base and form == "mergekit":
+        message = f"{method.name} has nothing to add to its base, {base}, which is the result"
+        yield step_problem(step, form, path, message, "warning")
+    elif count < method.minimum:
         yield step_problem(step, form, path, f"{method.name} needs {_count('at least', method.minimum, kind, count)}")
     elif method.maximum is not None and count > method.maximum:
         yield step_problem(step, form, path, f"{method.name} takes {_count('at most', method.maximum, kind, count)}")

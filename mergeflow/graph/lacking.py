@@ -51,7 +51,8 @@ def decide(entry: Entry, method: Method, gives: ValueType, types: Sequence[Value
     having = tuple(place for place in places if entry.names[place] is not None)
     is_carried = not entry.ingredients.levels
     if len(having) == len(places) and not is_carried:
-        return Decision("merge", having)
+        is_base_alone = method.adds_to_its_base and not entry.ingredients.operands(method)
+        return Decision("carry" if is_base_alone else "merge", having)
     zeros = frozenset(place for place in places if types[place] == "delta" and place not in having)
     left = tuple(place for place in places if place in having or place in zeros)
     operands = set(entry.ingredients.operands(method))

@@ -128,6 +128,11 @@ class Method:
     paper: str = ""
     example: str = ""
 
+    @property
+    def adds_to_its_base(self) -> bool:
+        """Whether it adds what any number of operands differ in to its base: nothing, of none."""
+        return self.base == "required" and self.minimum == 1 and self.maximum is None
+
     def parameter(self, name: str) -> Parameter | None:
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
