@@ -156,8 +156,8 @@ def memory_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     ]
     return (
         "## Steps in a row\n\n"
-        "Slerps, each of the result so far with one more model. What a later pass needs is kept in memory up to a "
-        "fixed share per thread, and in a scratch file beyond it, so from some ten steps on memory grows no more.\n\n"
+        "Slerps, each of the result so far with one more model. What a later pass needs of a large tensor is kept in a "
+        "scratch file, a block at a time, so memory hardly grows with the steps.\n\n"
         + table(["steps", "seconds", "peak memory", "read"], lines)
     )
 
