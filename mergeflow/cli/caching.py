@@ -9,14 +9,14 @@ from pathlib import Path
 import typer
 
 from mergeflow.cache.care import Usage, clear, entries, usage
-from mergeflow.cache.store import Cache
+from mergeflow.cache.open import open_cache
 from mergeflow.cli.console import print_json, print_text
 from mergeflow.cli.units import counted, size_text
 
 
 def list_entries(folder: Path, *, as_json: bool) -> None:
     """A line per entry."""
-    for entry in entries(Cache(folder)):
+    for entry in entries(open_cache(folder)):
         operation = str(entry.about.get("op", "?"))
         if as_json:
             line = {"key": entry.key, "kind": entry.kind, "op": operation, "bytes": entry.nbytes}
@@ -27,7 +27,7 @@ def list_entries(folder: Path, *, as_json: bool) -> None:
 
 def show_usage(folder: Path, *, as_json: bool) -> None:
     """Counts and bytes."""
-    used = usage(Cache(folder))
+    used = usage(open_cache(folder))
     if as_json:
         print_json({"folder": str(folder), **asdict(used)})
         return
@@ -40,7 +40,7 @@ def show_usage(folder: Path, *, as_json: bool) -> None:
 
 def clear_entries(folder: Path, *, ask: bool) -> None:
     """Empty the cache, after asking."""
-    store = Cache(folder)
+    store = open_cache(folder)
     if ask:
         used = usage(store)
         if used.entries or used.damaged:

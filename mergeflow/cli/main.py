@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
+from mergeflow.cli.arguments import CacheFolder, Json, Out, Recipe_, Set
+from mergeflow.cli.cache_commands import cache_app
 from mergeflow.cli.console import print_json, print_text
-from mergeflow.cli.flags import cache_folder, make_options, read_with
+from mergeflow.cli.flags import make_options, read_with
 from mergeflow.cli.guard import guarded
 from mergeflow.cli.mergekit_options import PANEL, RunCommand, with_mergekit_settings
 
@@ -24,22 +26,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(no_args_is_help=True, help="Look into the cache, and empty it.")
 app.add_typer(cache_app, name="cache")
 
-Recipe_ = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or any mergekit configuration.")]
-Out = Annotated[
-    Path | None, typer.Argument(metavar="OUT", help="Folder of the output (default: the one the recipe names).")
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Give a variable of the recipe another value.")
-]
-CacheFolder = Annotated[
-    Path | None,
-    typer.Option("--cache", metavar="DIR", help="Cache folder (default: $MERGEFLOW_CACHE, else the user's own)."),
-]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write a cache.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Warnings about the recipe are errors.")]
 Memory = Annotated[
     str | None,
@@ -214,36 +203,6 @@ def convert(
     from mergeflow.cli.converting import convert_file
 
     convert_file(file, out, force=force)
-
-
-@cache_app.command("ls")
-@guarded
-def cache_ls(cache: CacheFolder = None, as_json: Json = False) -> None:
-    """List what is in the cache: key, kind, operation, size."""
-    from mergeflow.cli.caching import list_entries
-
-    list_entries(cache_folder(cache), as_json=as_json)
-
-
-@cache_app.command("du")
-@guarded
-def cache_du(cache: CacheFolder = None, as_json: Json = False) -> None:
-    """Say how much room the cache takes."""
-    from mergeflow.cli.caching import show_usage
-
-    show_usage(cache_folder(cache), as_json=as_json)
-
-
-@cache_app.command("clear")
-@guarded
-def cache_clear(
-    cache: CacheFolder = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
-    """Remove everything from the cache. Outputs stay; the next runs compute again."""
-    from mergeflow.cli.caching import clear_entries
-
-    clear_entries(cache_folder(cache), ask=not yes)
 
 
 def _version(wanted: bool) -> None:

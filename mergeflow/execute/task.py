@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergeflow.cache.open import open_cache
 from mergeflow.cache.store import Cache
 from mergeflow.cache.tensors import TensorWriter
 from mergeflow.errors import CorruptEntry, RunError
@@ -239,7 +239,7 @@ def _check_finite(program: Program, evaluation: Evaluated, settings: Settings) -
 
 
 def _store(folder: str | None) -> Cache | None:
-    return Cache(Path(folder)) if folder else None
+    return open_cache(folder) if folder else None
 
 
 def _opener(store: Cache | None, parts: Cache | None) -> Callable[[str], _OpenTensor]:

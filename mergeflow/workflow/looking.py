@@ -6,7 +6,7 @@ from collections.abc import Iterator, Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mergeflow.cache.store import Cache
+from mergeflow.cache.open import open_cache
 from mergeflow.errors import CorruptEntry, RunError
 from mergeflow.execute.events import Listener, Warned
 from mergeflow.execute.records import Settings
@@ -74,5 +74,5 @@ def _tensor(
             if options.cache is None or error.key in damaged:
                 raise RunError(f"{error}; look at the cache's disk, or do without a cache") from error
             listen(Warned(f"{error}; it is computed again"))
-            Cache(options.cache).discard(error.key)
+            open_cache(options.cache).discard(error.key)
             damaged.add(error.key)

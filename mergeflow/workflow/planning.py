@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mergeflow.cache.store import Cache
+from mergeflow.cache.open import open_cache
 from mergeflow.errors import CorruptEntry
 from mergeflow.execute.events import Listener, Warned
 from mergeflow.execute.warmup import may_have_cuda
@@ -62,7 +62,7 @@ def look_up(nodes: Iterable[Node], cache: Path | None, listen: Listener) -> Know
     """What of these values is in the cache, by names alone. A damaged entry counts as not there, with a warning."""
     if cache is None:
         return Known(cache_is_off=True)
-    found = Cache(cache).lookup(
+    found = open_cache(cache).lookup(
         computed_keys(nodes), on_damage=lambda error: listen(Warned(f"{error}; it counts as a miss"))
     )
     tensors = frozenset(key for key, entry in found.items() if entry.kind == "tensor")
@@ -73,7 +73,7 @@ def read_records(graph: Graph, wanted: Sequence[Target], known: Known, cache: Pa
     """The same with the values of the statistics a run needs. A damaged one is dropped, with a warning."""
     if cache is None:
         return known
-    store = Cache(cache)
+    store = open_cache(cache)
     while True:
         keys = _needed_records(graph, wanted, known)
         records = dict(known.records)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeflow.cache.store import Cache
+from mergeflow.cache.open import open_cache
 from mergeflow.errors import CorruptEntry, RunError
 from mergeflow.execute.events import Event, Listener, PhaseFinished, PhaseStarted, TensorsDone, Warned
 from mergeflow.execute.records import Settings, TaskResult
@@ -67,7 +67,7 @@ def run_recipe(recipe: Recipe, out: Path | None, options: Options, listen: Liste
     run.warn(check(compiled, strict=options.strict))
     found = destinations(recipe, compiled, out)
     if options.cache is not None:
-        Cache(options.cache).sweep()
+        open_cache(options.cache).sweep()
     with ExitStack() as stack:
         stagings = [stack.enter_context(_stage(destination)) for destination in found]
         for attempt in range(MOST_RESTARTS):
@@ -172,7 +172,7 @@ class _Run:
         if last:
             raise RunError(f"{error}; the cache keeps failing: look at its disk, or run with --no-cache") from error
         self.hear(Warned(f"{error}; it is computed again"))
-        Cache(self.options.cache).discard(error.key)
+        open_cache(self.options.cache).discard(error.key)
 
     def publish(self, compiled: Compiled, destination: Destination, staging: Staging) -> Published:
         self.warn(self._same_as_an_input(compiled, destination))
