@@ -62,6 +62,12 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(count: float, noun: str, plural: str = "") -> str:
+    """A number of things, such as ``1 tensor`` or ``9 tensors``."""
+    number = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{number} {noun if count == 1 else plural or noun + 's'}"
+
+
 class MergeflowError(Exception):
     """The root of the tree; `exit_code` is what the command line returns for it."""
 

@@ -11,7 +11,8 @@ import typer
 from mergeflow.cache.care import Usage, clear, entries, usage
 from mergeflow.cache.open import open_cache
 from mergeflow.cli.console import print_json, print_text
-from mergeflow.cli.units import counted, size_text
+from mergeflow.cli.units import size_text
+from mergeflow.errors import counted
 
 
 def list_entries(folder: Path, *, as_json: bool) -> None:

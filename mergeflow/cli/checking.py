@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergeflow.cli.console import plain, show_problems, stdout, styled
-from mergeflow.cli.units import counted
+from mergeflow.errors import counted
 from mergeflow.graph.values import Compiled
 
 

@@ -65,7 +65,8 @@ def make_options(
 
 
 def _memory(text: str, tasks: int) -> int:
-    from mergeflow.cli.units import counted, parse_memory, size_text
+    from mergeflow.cli.units import parse_memory, size_text
+    from mergeflow.errors import counted
     from mergeflow.graph.memory import least_bytes
 
     try:

@@ -8,7 +8,7 @@ from textwrap import wrap
 from rich.table import Table
 
 from mergeflow.cli.console import print_text, stdout
-from mergeflow.errors import MergeflowError
+from mergeflow.errors import MergeflowError, counted
 from mergeflow.graph.formula import short
 from mergeflow.graph.method_cost import MethodCost, method_cost
 from mergeflow.methods.registry import all_methods, find_method, method_names
@@ -108,13 +108,13 @@ def inputs_text(method: Method) -> str:
 
 def cost_text(cost: MethodCost) -> str:
     """What a method costs, in sentences: read off its example's program."""
-    first = f"the example reads {_count(cost.bytes_read, 'byte')} for each byte written"
-    sentences = [f"{first} ({_count(cost.inputs, 'input')}), in {_count(cost.passes, 'pass', 'passes')}"]
+    first = f"the example reads {counted(cost.bytes_read, 'byte')} for each byte written"
+    sentences = [f"{first} ({counted(cost.inputs, 'input')}), in {counted(cost.passes, 'pass', 'passes')}"]
     if cost.bytes_read > cost.inputs:
         sentences[0] += f"; {cost.inputs} where a tensor's inputs fit in memory between passes"
     if cost.statistics:
         named = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in cost.statistics)
-        again = f"{_count(cost.passes_again, 'pass', 'passes')} and {_count(cost.bytes_read_again, 'byte')}"
+        again = f"{counted(cost.passes_again, 'pass', 'passes')} and {counted(cost.bytes_read_again, 'byte')}"
         sentences.append(f"Once its statistics ({named}) are cached: {again}")
     if cost.unit != "pointwise":
         sentences.append({"rowwise": "It works on whole rows", "whole": "It works on whole tensors"}[cost.unit])
@@ -145,10 +145,6 @@ def default_text(parameter: Parameter) -> str:
     if isinstance(parameter.default, _Required):
         return "required"
     return "none" if parameter.default is None else short(parameter.default)
-
-
-def _count(number: float, noun: str, plural: str = "") -> str:
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {plural or noun + 's'}"
 
 
 def _cost_json(cost: MethodCost | None) -> object:

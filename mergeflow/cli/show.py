@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mergeflow.cli.console import plain, styled
-from mergeflow.cli.units import counted, seconds_text, size_text
+from mergeflow.cli.units import seconds_text, size_text
+from mergeflow.errors import counted
 from mergeflow.graph.plan import Plan, StepPlan
 from mergeflow.workflow.report import RunReport
 

@@ -17,11 +17,6 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things, such as ``1 tensor`` or ``9 tensors``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def seconds_text(seconds: float) -> str:
     """A duration, such as ``0.42 s`` or ``3 min 05 s``."""
     if seconds < 60:

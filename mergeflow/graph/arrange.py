@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mergeflow.errors import some
+from mergeflow.errors import counted, some
 from mergeflow.graph.check import Finding
 from mergeflow.graph.ingredients import Ingredient, Ingredients, Part
 from mergeflow.graph.modules import Domain, divide
@@ -157,8 +157,8 @@ class _Domain:
             own = next(iter(stacks)) if stack not in stacks and len(stacks) == 1 else stack
             behind = entry.first + (ingredients.layers or 0)
             if behind > stacks.get(own, 0) and stock.type == "weights" and ingredients.layers:
-                count = stacks.get(own, 0)
-                message = f"{entry.source} has {_layers(count)} in {own}; [{entry.first}, {behind}] goes beyond them"
+                has = counted(stacks.get(own, 0), "layer")
+                message = f"{entry.source} has {has} in {own}; [{entry.first}, {behind}] goes beyond them"
                 path = f"{entry.path.removesuffix('model')}layer_range"
                 self.made.findings.append(Finding(path, message))
             else:
@@ -217,7 +217,3 @@ def _carry(names: Sequence[str], stocks: Mapping[Source, Stock], donor: Source, 
     ]
     message = f"no module takes {some(own)}: carried over unchanged from {stock.label}"
     made.findings.append(Finding("modules", message, "warning"))
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer" + ("" if count == 1 else "s")

@@ -21,6 +21,7 @@ from typing import Literal
 
 from mergeflow.dtypes import compute_dtype
 from mergeflow.graph.program import READ, Pass, Program, Reading, to_gather
+from mergeflow.methods.ops import OPS
 from mergeflow.methods.schema import WHOLE_COPIES
 
 MiB = 1 << 20
@@ -31,7 +32,7 @@ PROCESS_BYTES = 330 * MiB
 THREAD_BYTES = 8 * MiB
 
 # The same without torch, and what a thread of the native evaluation keeps in memory: values of small tensors. What is
-# larger goes through the page cache, a block at a time: chains of 20 slerps take no longer, with 81 MB instead of 268.
+# larger goes through the page cache, a block at a time: a chain of 20 slerps takes 100 MB so, instead of 269.
 NATIVE_PROCESS_BYTES = 64 * MiB
 NATIVE_SHARE_BYTES = 8 * MiB
 # The longest buffers of a value that the native evaluation writes to a file, and of one that it reads or keeps.
@@ -40,8 +41,6 @@ NATIVE_VALUE_BYTES = 2 * MiB
 # What reading a view takes: a block in the formats of its parts and in float64, an adapter or a row map. Measured with
 # adapters of rank 16, and with vocabularies of 32,000 tokens: 8 and 10 MiB.
 VIEW_BYTES = 16 * MiB
-# What each tensor read with strides holds of what comes next: AHEAD_BYTES of methods/views/strided.py.
-STRIDED_BYTES = 12 * MiB
 
 # Twice what fits best into the processor's cache: between two calls into torch the threads of a process take turns, and
 # with fewer, longer calls they wait less for each other (slerp of 1.1B parameters: 8.9 s instead of 11.1 s).
@@ -173,12 +172,13 @@ def _native_bytes(program: Program, budget: Budget) -> int:
 
 def _view_bytes(program: Program) -> int:
     views = [it.reading for it in program.instructions if it.reading is not None]
-    return VIEW_BYTES + STRIDED_BYTES * sum(map(_strided, views)) if views else 0
+    return VIEW_BYTES + sum(map(_held, views)) if views else 0
 
 
-def _strided(reading: Reading) -> int:
-    """How many tensors a view reads that lie in another order than row by row."""
-    return (reading.op == "strided") + sum(map(_strided, reading.parts))
+def _held(reading: Reading) -> int:
+    """What the views that a value is read through hold for themselves, besides a block."""
+    own = OPS[reading.op].holds if reading.op else 0
+    return own + sum(map(_held, reading.parts))
 
 
 def _reads(program: Program, sweep: Pass) -> int:

@@ -21,8 +21,8 @@ def _op(
     return Op(name, version, kind, f"{_KERNELS}.{kernel}", formula, cost, random)
 
 
-def _view(name: str, kernel: str, formula: str, cost: float, version: int = 1) -> Op:
-    return Op(name, version, "view", f"mergeflow.methods.views.{kernel}", formula, cost)
+def _view(name: str, kernel: str, formula: str, cost: float, version: int = 1, *, holds: int = 0) -> Op:
+    return Op(name, version, "view", f"mergeflow.methods.views.{kernel}", formula, cost, holds=holds)
 
 
 OPS: Mapping[str, Op] = MappingProxyType(
@@ -275,7 +275,7 @@ OPS: Mapping[str, Op] = MappingProxyType(
                 "R[h, j, i] = X[h, i, j]: rows of head h, j = 0 and 1 of pair i",
                 1.0,
             ),
-            _view("strided", "strided:Strided", "R[i, j, ...] = X[i * s_0 + j * s_1 + ...]", 3.0),
+            _view("strided", "strided:Strided", "R[i, j, ...] = X[i * s_0 + j * s_1 + ...]", 3.0, holds=12 << 20),
             _view(
                 "vocabulary",
                 "vocabulary:Vocabulary",

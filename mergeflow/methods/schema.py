@@ -149,6 +149,7 @@ class Op:
             its inputs, which lie in files or in the cache.
         kernel: ``package.module:name``; imported only when numbers are computed.
         cost: nanoseconds per element and tensor input on one core, for estimates.
+        holds: bytes that a view holds while it is read, for itself.
         random: whether it draws random numbers. Its kernel then finds, as parameter ``stream``, the key of the op's
             first input: what a mask depends on is the tensor it masks (and the seed, a parameter like any other).
     """
@@ -160,3 +161,4 @@ class Op:
     formula: str
     cost: float
     random: bool = False
+    holds: int = 0

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mergeflow.errors import Position
+from mergeflow.errors import Position, counted
 from mergeflow.recipe.fields import (
     INPUT_FIELDS,
     MODULE_FIELDS,
@@ -255,13 +255,10 @@ def _are_equal_in_length(listed: Node, sources: tuple[Input, ...], path: str, fi
             item = items[index]
             entry = item.entry("layer_range") if isinstance(item, MapNode) else None
             position = entry.node.position if entry is not None else item.position
-            message = f"{_layers(count)}, but the first source gives {_layers(counts[0])}: all give as many"
+            first = counted(counts[0], "layer")
+            message = f"{counted(count, 'layer')}, but the first source gives {first}: all give as many"
             findings.error(message, position, f"{path}[{index}].layer_range")
     return len(set(counts)) <= 1
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer" + ("" if count == 1 else "s")
 
 
 def _read_module(entry: Entry, path: str, place: StepPlace, findings: Findings) -> Module | None:

@@ -32,6 +32,12 @@ SMALL = {
     "eos_token_id": 2,
 }
 ENCODER = {key: SMALL[key] for key in SMALL if key not in ("num_key_value_heads", "head_dim")}
+MAMBA = {
+    **{key: SMALL[key] for key in SMALL if key.endswith("token_id") or key in ("vocab_size", "hidden_size")},
+    "num_hidden_layers": LAYERS,
+    "state_size": 4,
+    "time_step_rank": 2,
+}
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -206,31 +212,13 @@ DECODERS = (
     Architecture(
         "mamba",
         hf.MambaForCausalLM,
-        lambda: hf.MambaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            state_size=4,
-            num_hidden_layers=LAYERS,
-            time_step_rank=2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
+        lambda: hf.MambaConfig(**MAMBA),
         {"backbone.layers": "num_hidden_layers"},
     ),
     Architecture(
         "falcon_mamba",
         hf.FalconMambaForCausalLM,
-        lambda: hf.FalconMambaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            state_size=4,
-            num_hidden_layers=LAYERS,
-            time_step_rank=2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
+        lambda: hf.FalconMambaConfig(**MAMBA),
         {"backbone.layers": "num_hidden_layers"},
     ),
 )

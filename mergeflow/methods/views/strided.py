@@ -18,10 +18,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from mergeflow.methods.ops import OPS
 from mergeflow.methods.views.protocols import Part, elements, numpy_dtype
 
 PIECE_BYTES = 4 << 20
-AHEAD_BYTES = 12 << 20
+AHEAD_BYTES = OPS["strided"].holds
 # What could be read in the time that one read takes by itself: 30 us, nearly all of it ours.
 READ_BYTES = 1 << 16
 
