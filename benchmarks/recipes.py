@@ -73,7 +73,7 @@ def _mapping(values: Mapping[str, float]) -> str:
 
 
 def ties_then_slerp(models: Path) -> str:
-    """Three task vectors, TIES, and a slerp with the base at a `t` that can be set."""
+    """Three task vectors, TIES, and a slerp with the base, at a `t` that can be set, and at another in one layer."""
     skills = "".join(
         f"  skill_{index}: {{task_vector: {{model: {models}/tune-{index}, base: {models}/base}}}}\n"
         for index in (1, 2, 3)
@@ -82,7 +82,7 @@ def ties_then_slerp(models: Path) -> str:
         f"      - {{model: skill_{index}, parameters: {{weight: 0.4, density: 0.5}}}}\n" for index in (1, 2, 3)
     )
     return f"""mergeflow: 1
-vars: {{t: 0.8}}
+vars: {{t: 0.8, t_of_layer_1: 0.8}}
 steps:
 {skills}  skills:
     merge_method: ties
@@ -92,7 +92,7 @@ steps:
     merge_method: slerp
     base_model: {models}/base
     models: [{{model: {models}/base}}, {{model: skills}}]
-    parameters: {{t: "${{t}}"}}
+    parameters: {{t: [{{filter: .layers.1., value: "${{t_of_layer_1}}"}}, {{value: "${{t}}"}}]}}
 outputs:
   final: {{dtype: bfloat16}}
 """

@@ -74,8 +74,11 @@ def page(record: Mapping[str, Any] | None) -> str:
 def machine_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(machine["versions"].items()))
-    copy, read = find(rows, "copy", "cp", ""), find(rows, "read", "dd", "")
+    copy, read, synced = (
+        find(rows, *row) for row in (("copy", "cp", ""), ("read", "dd", ""), ("copy", "cp", "synced"))
+    )
     floor = f"`cp` of one model takes {seconds(copy.wall)}, reading it {seconds(read.wall)}." if copy and read else ""
+    floor += f" Until the copy is on the disk, as every output of ours is, {seconds(synced.wall)}." if synced else ""
     return (
         f"Machine: {machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
         f"Python {machine['python']}, {versions}. One model: {machine['model_bytes'] / 1e9:.2f} GB. {floor} "
@@ -106,8 +109,8 @@ def merge_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     head = ["merge", "mergekit", "mergeflow, first run", "faster", "digests known", "processor time, first run"]
     return (
         "## One merge\n\n"
-        "The first run reads every input twice: once for its digest, which is remembered for every later run on the "
-        "machine, and once to merge. `digests known` is what the same merge costs from then on, the cache empty.\n\n"
+        "The first run also hashes every input, tensor by tensor, right before it is merged; digests are remembered on "
+        "the machine. `digests known` is what the same merge costs from then on, the cache empty.\n\n"
         + table([*head, "peak memory: mergekit", "mergeflow"], lines)
     )
 
@@ -116,9 +119,12 @@ def again_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """What a second run costs."""
     lines = []
     for state, meaning in (
-        ("first", "the first run, cache empty"),
+        ("digests unknown", "the first run on a machine"),
+        ("first", "the inputs' digests known, cache empty"),
         ("unchanged", "again, nothing changed"),
-        ("changed t", "another `t` for the slerp"),
+        ("one layer", "another `t` in one of its layers"),
+        ("one layer, in place", "the same with `--in-place`"),
+        ("changed t", "another `t` for the whole slerp"),
     ):
         row = find(rows, "steps", "mergeflow", state)
         if row is None:
@@ -132,6 +138,8 @@ def again_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
                 f"{counts['computed']} ({counts['cached']} cached)",
                 gigabytes(moved["read"]),
                 gigabytes(moved["written"]),
+                gigabytes(moved["cache_read"]),
+                gigabytes(moved["cache_written"]),
             ]
         )
     looks = [
@@ -139,11 +147,12 @@ def again_section(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
         for verb in ("validate", "plan")
         if (row := find(rows, verb, "mergeflow", ""))
     ]
-    head = ["run", "seconds", "tensors computed", "statistics computed", "read", "written"]
+    head = ["run", "seconds", "tensors computed", "statistics computed", "read", "written", "from the cache", "to it"]
     return (
         "## The second run\n\n"
         "A recipe of five steps: three task vectors, TIES over them, a slerp of the result with the base. Statistics "
-        "are the thresholds of TIES and the cosines of slerp.\n\n" + table(head, lines) + "\n" + " ".join(looks) + "\n"
+        "are the thresholds of TIES and the cosines of slerp; what else is kept, the cost rule decides (docs/cache.md)."
+        "\n\n" + table(head, lines) + "\n" + " ".join(looks) + "\n"
     )
 
 

@@ -2,10 +2,10 @@
 
 Figures are written to benchmarks/results/SIZE.json, and docs/performance.md is made from them.
 
-    floor       cp of one model, reading one model
+    floor       cp of one model (until it is in memory, and until it is on the disk), reading one model
     merges      linear, slerp, ties and more (recipes.MERGES): mergekit; mergeflow the first time, and with the
                 inputs' digests known
-    again       a two-step recipe: first, unchanged, with another slerp t; validate and plan of it
+    again       a five-step recipe: first, unchanged, with another slerp t, in one layer only; validate and plan of it
     memory      chains of 2 and of 20 slerps
 
 With `--methods ties,sce` only these merges are measured, and the other figures of the results file stay as they are.
@@ -127,10 +127,10 @@ def floor(place: Workplace) -> list[Result]:
     """What the machine itself needs to copy one model, and to read it."""
     weights = place.models / "base" / "model.safetensors"
 
-    def copy() -> Sample:
+    def copy(then: str = "") -> Sample:
         place.forget(place.out)
         place.out.mkdir()
-        return measure(["cp", str(weights), str(place.out)], place.log)
+        return measure(["sh", "-c", f"cp '{weights}' '{place.out}'{then}"], place.log)
 
     def read() -> Sample:
         return measure(["dd", f"if={weights}", "of=/dev/null", "bs=1M"], place.log)
@@ -138,6 +138,7 @@ def floor(place: Workplace) -> list[Result]:
     return [
         repeat(place, "read", "dd", "", place.repeats, read),
         repeat(place, "copy", "cp", "", place.repeats, copy),
+        repeat(place, "copy", "cp", "synced", place.repeats, lambda: copy(f" && sync '{place.out}'/*")),
     ]
 
 
@@ -180,11 +181,11 @@ def peer_merges(place: Workplace, names: Sequence[str], command: str, times: int
 
 
 def again(place: Workplace) -> list[Result]:
-    """TIES, then slerp: what the second run costs when nothing changed, and when the slerp's t did."""
+    """TIES, then slerp: what a run costs when nothing changed, and when the slerp's t did, everywhere or in a layer."""
     recipe = place.recipe("steps.yaml", recipes.ties_then_slerp(place.models))
 
-    def first() -> Sample:
-        place.forget(place.out, place.cache)
+    def first(*forgotten: Path) -> Sample:
+        place.forget(place.out, place.cache, *forgotten)
         return run_mergeflow(place, recipe)
 
     def look(verb: str) -> Callable[[], Sample]:
@@ -193,16 +194,21 @@ def again(place: Workplace) -> list[Result]:
 
     values = iter(range(10**6))
 
-    def changed() -> Sample:
-        # A value that no earlier repeat has cached.
-        return run_mergeflow(place, recipe, "--set", f"t={0.5 + next(values) / 1000}")
+    def changed(variable: str, *flags: str) -> Sample:
+        # A value that no earlier repeat has had.
+        return run_mergeflow(place, recipe, "--set", f"{variable}={0.5 + next(values) / 1000}", *flags)
+
+    def steps(state: str, once: Callable[[], Sample]) -> Result:
+        return repeat(place, "steps", "mergeflow", state, place.repeats, once, reported=True)
 
     return [
-        repeat(place, "steps", "mergeflow", "first", place.repeats, first, reported=True),
-        repeat(
-            place, "steps", "mergeflow", "unchanged", place.repeats, lambda: run_mergeflow(place, recipe), reported=True
-        ),
-        repeat(place, "steps", "mergeflow", "changed t", place.repeats, changed, reported=True),
+        steps("digests unknown", lambda: first(place.home)),
+        steps("first", first),
+        steps("unchanged", lambda: run_mergeflow(place, recipe)),
+        # In this order: after `changed t`, the next run has the old `t` again, which changes every tensor.
+        steps("one layer", lambda: changed("t_of_layer_1")),
+        steps("one layer, in place", lambda: changed("t_of_layer_1", "--in-place")),
+        steps("changed t", lambda: changed("t")),
         repeat(place, "validate", "mergeflow", "", max(3, place.repeats), look("validate")),
         repeat(place, "plan", "mergeflow", "", max(3, place.repeats), look("plan")),
     ]

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mergeflow.api import load, plan, run, tensors
+    from mergeflow.api import Sweep, export, lineage, load, plan, run, tensors, verify
     from mergeflow.methods.signature import Bounds, PerModel
     from mergeflow.workflow.in_memory import merge_state_dicts, merge_tensors
     from mergeflow.workflow.options import Options
@@ -15,7 +15,10 @@ __all__ = [
     "Bounds",
     "Options",
     "PerModel",
+    "Sweep",
     "__version__",
+    "export",
+    "lineage",
     "load",
     "merge_method",
     "merge_state_dicts",
@@ -23,6 +26,7 @@ __all__ = [
     "plan",
     "run",
     "tensors",
+    "verify",
 ]
 
 _HOMES = {
@@ -30,6 +34,10 @@ _HOMES = {
     "plan": "mergeflow.api",
     "run": "mergeflow.api",
     "tensors": "mergeflow.api",
+    "export": "mergeflow.api",
+    "verify": "mergeflow.api",
+    "lineage": "mergeflow.api",
+    "Sweep": "mergeflow.api",
     "Options": "mergeflow.workflow.options",
     "Bounds": "mergeflow.methods.signature",
     "PerModel": "mergeflow.methods.signature",

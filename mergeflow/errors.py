@@ -6,9 +6,11 @@
     ├── OutputError             1   the target folder cannot be used
     ├── MethodError             1   a function cannot be a merge method as it is declared
     ├── MergeError              1   tensors in memory cannot be merged as asked
-    ├── CacheError              1   the cache folder cannot be used
+    ├── CacheError              1   the cache cannot be used
     │   └── CorruptEntry        -   one entry is damaged: the run drops it and computes the value again
+    │       └── LostEntry       -   one entry of a shared cache cannot be fetched: likewise
     └── RunError                3   the run itself failed (disk full, input replaced, worker lost)
+        └── SweepError          3   candidates of a sweep failed; the others were made
 
 Leaf code states the fact; the edge (recipe reading, planning, the command line) adds where in the recipe.
 """
@@ -99,7 +101,7 @@ class MergeError(MergeflowError):
 
 
 class CacheError(MergeflowError):
-    """The cache folder cannot be used."""
+    """The cache cannot be used."""
 
 
 class CorruptEntry(CacheError):
@@ -114,7 +116,23 @@ class CorruptEntry(CacheError):
         return type(self), (self.key, self.reason)
 
 
+class LostEntry(CorruptEntry):
+    """One entry of a shared cache was there when it was looked up, and cannot be fetched."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.args = (f"cache entry {key[:12]} cannot be fetched: {reason}",)
+
+
 class RunError(MergeflowError):
     """The run failed after it had started; what was there before it is untouched."""
 
     exit_code = 3
+
+
+class SweepError(RunError):
+    """Candidates of a sweep failed; the others were made. `report` is the `RunReport` of all of them."""
+
+    def __init__(self, message: str, report: object) -> None:
+        self.report = report
+        super().__init__(message)

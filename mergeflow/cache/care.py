@@ -1,4 +1,7 @@
-"""Looking after a cache: what is in it, how much room it takes, and emptying it.
+"""Looking after a cache: what is in it, how much room it takes, whether it is whole, and emptying it.
+
+`entries` and `usage` look at everything; `index.survey` remembers what it has seen. `verify` reads everything: what
+others check as they read it (seals, sizes, the CRC of each chunk), it checks of entries that nobody has read for long.
 
 Emptying is the one command that deletes much, so it touches only what is provably ours: the folder must carry our tag,
 and only names that entries have go. Links are removed, never followed. Others may read and write meanwhile: they meet
@@ -7,13 +10,22 @@ misses, and work in progress is left to its owner.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from mergeflow.cache.entry import EntryInfo, OnDamage, intact
+from mergeflow.cache.document import TensorDocument
+from mergeflow.cache.entry import EntryInfo, OnDamage, intact, read_document
+from mergeflow.cache.folders import Folders, checked_key
+from mergeflow.cache.index import Listed
 from mergeflow.cache.store import Cache, log_damage
 from mergeflow.errors import CacheError, CorruptEntry
+
+# Setting a time takes a system call, on a network disk a message: an entry's is not set again for so long.
+FRESH_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,75 @@ def usage(cache: Cache) -> Usage:
         counts[info.kind] += 1
         nbytes[info.kind] += info.nbytes
     return Usage(counts["record"], nbytes["record"], counts["tensor"], nbytes["tensor"], len(damaged))
+
+
+def usage_of(entries: Iterable[Listed]) -> Usage:
+    """Counts and bytes per kind of entries that an index lists."""
+    counts: dict[str, int] = defaultdict(int)
+    nbytes: dict[str, int] = defaultdict(int)
+    for entry in entries:
+        counts[entry.kind] += 1
+        nbytes[entry.kind] += entry.nbytes
+    return Usage(counts["record"], nbytes["record"], counts["tensor"], nbytes["tensor"], counts["damaged"])
+
+
+def touch(cache: Cache, keys: Iterable[str], now: float | None = None) -> None:
+    """Says of those of `keys` that are there that they are in use, so that they are not the first to go.
+
+    Args:
+        now: seconds since 1970; the clock's when it is None.
+    """
+    moment = time.time() if now is None else now
+    folders = cache.folders
+    groups: dict[str, set[str]] = defaultdict(set)
+    for key in keys:
+        groups[checked_key(key)[:2]].add(key)
+    for prefix, group in groups.items():
+        for key in group.intersection(folders.names(prefix)):
+            with contextlib.suppress(OSError):  # gone meanwhile, or a cache that we may only read
+                if not moment - FRESH_SECONDS < os.stat(folders.entry(key)).st_mtime <= moment:
+                    os.utime(folders.entry(key))
+
+
+def verify(cache: Cache, keys: Iterable[str], on_bytes: Callable[[int], None]) -> Iterator[CorruptEntry]:
+    """Reads every byte of entries, and tells of those that are damaged. Changes nothing, not even their times.
+
+    Args:
+        keys: what is not there counts as whole.
+        on_bytes: told how many more bytes of an entry were read.
+
+    Raises:
+        OSError: the disk failed in a way that is not this one entry's.
+    """
+    for key in keys:
+        try:
+            on_bytes(_verified(cache.folders, key))
+        except CorruptEntry as error:
+            yield error
+
+
+def _verified(folders: Folders, key: str) -> int:
+    """The bytes of an entry, all of which were read; CorruptEntry when one is not what was written."""
+    folder = folders.entry(key)
+    found = read_document(folder, key)
+    if found is None:
+        return 0
+    document, nbytes, _ = found
+    if not isinstance(document, TensorDocument):
+        _ = document.record  # decodes it
+        return nbytes
+
+    from mergeflow.cache.tensors import TensorReader
+
+    layout = document.layout
+    with TensorReader(key, document, folder) as reader:
+        buffer = memoryview(bytearray(min(layout.chunk_bytes, layout.nbytes)))
+        position = 0
+        while position < layout.nbytes:  # a chunk at a time, so that each is read once
+            length = layout.place(position).left
+            reader.read_into(position // layout.itemsize, buffer[:length])
+            position += length
+    return nbytes + layout.file_bytes
 
 
 def clear(cache: Cache) -> Usage:

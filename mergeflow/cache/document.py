@@ -10,13 +10,21 @@ believed. `about` is for people (which operation, which step); nothing depends o
 folder that was renamed by hand is not taken for another value.
 
 A document with a good seal and another `format` was written by another version of mergeflow: a miss, not damage.
+
+In a store that is shared, a tensor's document also says the blake3 `digest` of its file of chunks, so that no byte of
+either can change unnoticed. The plain seal finds accidents: whoever can write a document can seal it. A document that
+is sealed with a secret can be written only by those who know that (`Secret`, a keyed blake3).
+
+What is read here may come from strangers, so that a good seal says nothing about the fields: each is checked.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from blake3 import blake3
@@ -34,6 +42,25 @@ _SEAL_OPENS = b',"seal":"'
 _SEAL_CLOSES = b'"}}}'
 _SEAL_BYTES = len(_SEAL_OPENS) + _SEAL_DIGITS + len(_SEAL_CLOSES)
 
+# More than any tensor has, and what other readers of zarr allow.
+_MOST_DIMENSIONS = 32
+_MOST_ELEMENTS = 1 << 62
+# Ours are 1 MiB (`layout`); a reader holds one chunk in memory.
+_MOST_CHUNK_BYTES = 1 << 26
+_DIGEST_DIGITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """The key with which documents of a shared store are sealed, known to those who may write into it."""
+
+    key: bytes = field(repr=False)  # 32 bytes
+
+    @classmethod
+    def of(cls, text: str) -> Secret:
+        """The key that a text, such as ``$MERGEFLOW_CACHE_SECRET``, stands for."""
+        return cls(blake3(text.encode("utf-8"), derive_key_context="mergeflow 2026-11 seal of a shared cache").digest())
+
 
 @dataclass(frozen=True, slots=True)
 class RecordDocument:
@@ -50,11 +77,16 @@ class RecordDocument:
 
 @dataclass(frozen=True, slots=True)
 class TensorDocument:
-    """A tensor's number format and how it is cut; its values are in the file that `layout` names."""
+    """A tensor's number format and how it is cut; its values are in the file that `layout` names.
+
+    Args:
+        digest: the blake3 of that file, in hexadecimal; None where nobody asked for one.
+    """
 
     dtype: DType
     layout: Layout
     about: dict[str, object]
+    digest: str | None = None
 
 
 Document = RecordDocument | TensorDocument
@@ -66,8 +98,14 @@ def encode_record(key: str, record: Mapping[str, object], about: Mapping[str, ob
     return _sealed({"zarr_format": 3, "node_type": "group"}, "record", key, details)
 
 
-def encode_tensor(key: str, dtype: DType, layout: Layout, about: Mapping[str, object]) -> bytes:
-    """The zarr.json of a tensor: little-endian chunks with a CRC32C each, all in one shard when there are several."""
+def encode_tensor(
+    key: str, dtype: DType, layout: Layout, about: Mapping[str, object], digest: str | None = None
+) -> bytes:
+    """The zarr.json of a tensor: little-endian chunks with a CRC32C each, all in one shard when there are several.
+
+    Args:
+        digest: the blake3 of the file of chunks, in hexadecimal, for a tensor that is shared.
+    """
     numbers = {"name": "bytes"} if dtype.itemsize == 1 else {"name": "bytes", "configuration": {"endian": "little"}}
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     codecs: list[object] = [numbers, {"name": "crc32c"}]
@@ -90,19 +128,34 @@ def encode_tensor(key: str, dtype: DType, layout: Layout, about: Mapping[str, ob
         "fill_value": _ZERO[dtype.kind],
         "codecs": codecs,
     }
-    return _sealed(head, "tensor", key, {"about": to_json(about), "chunk": layout.chunk})
+    details: dict[str, object] = {"about": to_json(about), "chunk": layout.chunk}
+    return _sealed(head, "tensor", key, details if digest is None else {**details, "digest": digest})
 
 
-def decode(key: str, text: bytes) -> Document | None:
+def sealed_with(text: bytes, secret: Secret | None) -> bytes:
+    """The document `text` with its seal made anew: with `secret`, or the plain one."""
+    body = text[:-_SEAL_BYTES]
+    return body + _SEAL_OPENS + _digest(body, secret) + _SEAL_CLOSES
+
+
+def decode(key: str, text: bytes, secret: Secret | None = None) -> Document | None:
     """What the zarr.json `text` of the entry `key` says; None when it is of a format this version does not know.
 
+    Args:
+        secret: what it must be sealed with; None for the plain seal.
+
     Raises:
-        CorruptEntry: a byte changed since it was written, or it is the document of another key.
+        CorruptEntry: a byte changed since it was written, it is not sealed with the secret, it is the document of
+            another key, or it says what no tensor can be.
     """
-    if not _seal_holds(text):
-        raise CorruptEntry(key, "zarr.json was changed or cut short")
+    if not _seal_holds(text, secret):
+        if secret is not None and _seal_holds(text, None):
+            raise CorruptEntry(key, "zarr.json is not sealed with $MERGEFLOW_CACHE_SECRET")
+        raise CorruptEntry(key, "zarr.json was changed or cut short" + (" (or has another secret)" if secret else ""))
     try:
         return _decode_sealed(key, text)
+    except RecursionError as error:
+        raise CorruptEntry(key, "zarr.json is nested too deeply") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptEntry(key, f"zarr.json has not the fields it should have: {error!r}") from error
 
@@ -118,8 +171,31 @@ def _decode_sealed(key: str, text: bytes) -> Document | None:
     if ours["kind"] == "record":
         return RecordDocument(_mapping(ours["record"]), about)
     dtype = by_name(str(node["data_type"]))
-    layout = Layout(_integers(node["shape"]), _integers(ours["chunk"]), dtype.itemsize)
-    return TensorDocument(dtype, layout, about)
+    layout = _layout(_integers(node["shape"]), _integers(ours["chunk"]), dtype)
+    return TensorDocument(dtype, layout, about, _digest_text(ours.get("digest")))
+
+
+def _layout(shape: tuple[int, ...], chunk: tuple[int, ...], dtype: DType) -> Layout:
+    """The layout of these shapes; ValueError when no tensor of ours has it."""
+    if len(shape) != len(chunk) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{len(shape)} dimensions in chunks of {len(chunk)}")
+    if any(step < 1 for step in chunk) or math.prod(max(1, extent) for extent in shape) > _MOST_ELEMENTS:
+        raise ValueError("a shape that no tensor has")
+    if math.prod(chunk) * dtype.itemsize > _MOST_CHUNK_BYTES:
+        raise ValueError("chunks larger than memory may hold")
+    # A chunk is a contiguous run: single indices, then one range, then dimensions as they are (see `layout`).
+    cut = next((axis for axis, step in enumerate(chunk) if step > 1), len(chunk))
+    if any(step != max(1, extent) for step, extent in zip(chunk[cut + 1 :], shape[cut + 1 :], strict=True)):
+        raise ValueError("chunks that are no contiguous runs")
+    return Layout(shape, chunk, dtype.itemsize)
+
+
+def _digest_text(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) != _DIGEST_DIGITS or set(value) - set("0123456789abcdef"):
+        raise ValueError("a digest is 64 hexadecimal digits")
+    return value
 
 
 def _sealed(head: Mapping[str, object], kind: EntryKind, key: str, details: Mapping[str, object]) -> bytes:
@@ -131,13 +207,15 @@ def _sealed(head: Mapping[str, object], kind: EntryKind, key: str, details: Mapp
     return body + _SEAL_OPENS + _digest(body) + _SEAL_CLOSES
 
 
-def _seal_holds(text: bytes) -> bool:
+def _seal_holds(text: bytes, secret: Secret | None) -> bool:
     body, tail = text[:-_SEAL_BYTES], text[-_SEAL_BYTES:]
-    return tail == _SEAL_OPENS + _digest(body) + _SEAL_CLOSES
+    # Takes the same time wherever they differ, so that a seal cannot be guessed digit by digit.
+    return hmac.compare_digest(tail, _SEAL_OPENS + _digest(body, secret) + _SEAL_CLOSES)
 
 
-def _digest(body: bytes) -> bytes:
-    return blake3(body).hexdigest()[:_SEAL_DIGITS].encode("ascii")
+def _digest(body: bytes, secret: Secret | None = None) -> bytes:
+    found = blake3(body) if secret is None else blake3(body, key=secret.key)
+    return found.hexdigest()[:_SEAL_DIGITS].encode("ascii")
 
 
 def _mapping(value: object) -> dict[str, object]:

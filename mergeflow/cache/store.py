@@ -134,23 +134,7 @@ class Cache:
             CacheError: the cache folder cannot be used.
             OSError: the disk is full or failed; nothing of the entry is left.
         """
-        from mergeflow.cache.tensors import TensorWriter
-
-        layout = Layout(tuple(shape), chunk_shape(shape, dtype.itemsize, self.chunk_bytes), dtype.itemsize)
-        text = encode_tensor(checked_key(key), dtype, layout, about)
-        work = self.folders.new_work()
-
-        def publish() -> int:
-            self._finish(work, key, text)
-            return layout.file_bytes + len(text)
-
-        try:
-            # A tensor without elements has no chunks, and no file.
-            file = self.create(f"{work}/{layout.file_name}") if layout.count else io.BytesIO()
-        except BaseException:
-            delete(work)
-            raise
-        return TensorWriter(layout, file, publish, drop=lambda: delete(work))
+        return self._writer(key, dtype, shape, about)
 
     def open_tensor(self, key: str) -> TensorReader:
         """A reader for the tensor `key`. It holds a file open: close it, or use `with`.
@@ -172,6 +156,58 @@ class Cache:
     def sweep(self) -> int:
         """Deletes what killed processes left behind, and returns how many pieces. Safe while others write."""
         return self.folders.sweep()
+
+    def check(self) -> None:
+        """Asks whether the cache can be used, before a run relies on it. A folder says so when it is written to.
+
+        Raises:
+            CacheError: it cannot.
+        """
+
+    def fetch(self, keys: Iterable[str]) -> None:
+        """Brings entries that lie elsewhere here, many at a time, before they are read. Here they lie already."""
+
+    def settle(self) -> None:
+        """Waits until what was written is also where others see it. Here it is once it is published."""
+
+    def warnings(self) -> tuple[str, ...]:
+        """What went wrong elsewhere since this was last asked, and stopped nothing. Here there is no elsewhere."""
+        return ()
+
+    def _writer(
+        self,
+        key: str,
+        dtype: DType,
+        shape: Sequence[int],
+        about: Mapping[str, object],
+        share: Callable[[], None] | None = None,
+    ) -> TensorWriter:
+        """A writer for the tensor `key`.
+
+        Args:
+            share: called once it is published. A tensor that is shared has the digest of its chunks in its document.
+        """
+        from mergeflow.cache.tensors import Digesting, TensorWriter
+
+        layout = Layout(tuple(shape), chunk_shape(shape, dtype.itemsize, self.chunk_bytes), dtype.itemsize)
+        text = encode_tensor(checked_key(key), dtype, layout, about)
+        work = self.folders.new_work()
+        try:
+            # A tensor without elements has no chunks, and no file.
+            file = self.create(f"{work}/{layout.file_name}") if layout.count else io.BytesIO()
+        except BaseException:
+            delete(work)
+            raise
+        digesting = Digesting(file) if share is not None else None
+
+        def publish() -> int:
+            final = encode_tensor(key, dtype, layout, about, digesting.hexdigest()) if digesting is not None else text
+            self._finish(work, key, final)
+            if share is not None:
+                share()
+            return layout.file_bytes + len(final)
+
+        return TensorWriter(layout, digesting or file, publish, drop=lambda: delete(work))
 
     def _finish(self, work: str, key: str, text: bytes) -> None:
         """Writes the document into the finished folder `work`, and publishes it."""

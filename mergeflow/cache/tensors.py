@@ -27,10 +27,11 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Protocol, Self
 
 import google_crc32c
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from mergeflow.cache.document import TensorDocument
@@ -47,6 +48,33 @@ Block = bytes | bytearray | memoryview | Bytes
 _ZEROS = bytes(1 << 16)
 
 
+class Sequential(Protocol):
+    """What a tensor's bytes go into, in order: a file."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class Digesting:
+    """A file whose blake3 is computed as it is written. That costs about as much as writing: for what is shared."""
+
+    def __init__(self, file: Sequential) -> None:
+        self._file = file
+        self._hash = blake3()
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def hexdigest(self) -> str:
+        """The digest of all that was written, in hexadecimal."""
+        return self._hash.hexdigest()
+
+
 class TensorWriter:
     """Writes one tensor in rising order, then publishes it; made by `Cache.create_tensor`.
 
@@ -54,7 +82,7 @@ class TensorWriter:
     does the same and is passed on. One thread at a time.
     """
 
-    def __init__(self, layout: Layout, file: BinaryIO, publish: Callable[[], int], drop: Callable[[], None]) -> None:
+    def __init__(self, layout: Layout, file: Sequential, publish: Callable[[], int], drop: Callable[[], None]) -> None:
         self._layout = layout
         self._file = file
         self._publish = publish

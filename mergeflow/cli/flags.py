@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from mergeflow.cache.place import CachePlace
     from mergeflow.recipe.records import Recipe
     from mergeflow.workflow.options import Options
 
@@ -31,7 +32,7 @@ def read_with(recipe: Path, settings: list[str] | None) -> Recipe:
 
 
 def make_options(
-    cache: Path | None,
+    cache: str | None,
     no_cache: bool,
     *,
     scheduler: str = "threads",
@@ -40,12 +41,16 @@ def make_options(
     memory: str | None = None,
     strict: bool = False,
     allow_non_finite: bool = False,
+    in_place: bool = False,
+    cache_limit: str | None = None,
 ) -> Options:
     """How a recipe is run, from the flags of that name."""
     from mergeflow.workflow.options import Options, available_cores
 
     if no_cache and cache is not None:
         raise typer.BadParameter("--cache and --no-cache exclude each other")
+    if no_cache and cache_limit is not None:
+        raise typer.BadParameter("--cache-limit and --no-cache exclude each other")
     if scheduler not in ("threads", "processes") and "://" not in scheduler:
         raise typer.BadParameter(
             f"--scheduler is threads, processes or an address such as tcp://host:8786, not {scheduler!r}"
@@ -54,14 +59,29 @@ def make_options(
         raise typer.BadParameter(f"--device is auto, cpu, cuda or cuda:N, not {device!r}")
     tasks = workers or available_cores()
     return Options(
-        cache=None if no_cache else cache_folder(cache),
+        cache=None if no_cache else cache_place(cache),
         scheduler=scheduler,
         workers=tasks,
         device=device,
         memory=_memory(memory, tasks) if memory is not None else None,
         strict=strict,
         allow_non_finite=allow_non_finite,
+        in_place=in_place,
+        cache_limit=size_limit(cache_limit),
     )
+
+
+def size_limit(text: str | None) -> int | None:
+    """The bytes of ``--cache-limit``, else those that the environment names, if any."""
+    from mergeflow.recipe.sizes import parse_size
+    from mergeflow.workflow.options import named_limit
+
+    if text is None:
+        return named_limit(os.environ)
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--cache-limit: {error}") from error
 
 
 def _memory(text: str, tasks: int) -> int:
@@ -80,8 +100,21 @@ def _memory(text: str, tasks: int) -> int:
     return limit
 
 
-def cache_folder(named: Path | None) -> Path:
-    """The folder of ``--cache``, else the one for this folder and environment."""
-    from mergeflow.cache.place import default_cache
+def cache_place(named: str | None) -> CachePlace:
+    """The cache of ``--cache``, else the one for this folder and environment."""
+    from mergeflow.cache.place import as_place, default_place
+    from mergeflow.errors import CacheError
 
-    return named if named is not None else default_cache(os.environ, Path.cwd())
+    if named is None:
+        return default_place(os.environ, Path.cwd())
+    try:
+        return as_place(named)
+    except CacheError as error:
+        raise typer.BadParameter(f"--cache: {error}") from error
+
+
+def cache_folder(named: str | None) -> Path:
+    """The folder of that cache on this machine: where a URL is named, its local tier."""
+    from mergeflow.cache.place import local_folder
+
+    return local_folder(cache_place(named), os.environ, Path.cwd())

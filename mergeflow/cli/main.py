@@ -10,12 +10,13 @@ from typing import Annotated
 
 import typer
 
-from mergeflow.cli.arguments import CacheFolder, Json, Out, Recipe_, Set
+from mergeflow.cli.arguments import CacheFolder, CacheLimit, Json, Out, Recipe_, Set
 from mergeflow.cli.cache_commands import cache_app
 from mergeflow.cli.console import print_json, print_text
 from mergeflow.cli.flags import make_options, read_with
 from mergeflow.cli.guard import guarded
 from mergeflow.cli.mergekit_options import PANEL, RunCommand, with_mergekit_settings
+from mergeflow.cli.output_commands import add_output_commands
 
 app = typer.Typer(
     help="Merge language models by recipes. Change one number, pay only for the tensors that change.",
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cache_app, name="cache")
+add_output_commands(app)
 
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor write a cache.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Warnings about the recipe are errors.")]
@@ -45,6 +47,7 @@ def run(
     set_: Set = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
+    cache_limit: CacheLimit = None,
     scheduler: Annotated[
         str, typer.Option(help="threads, processes, or the address of a Dask scheduler (tcp://host:8786).")
     ] = "threads",
@@ -59,6 +62,14 @@ def run(
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="New NaN and infinities are warnings instead of errors.")
     ] = False,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Write what changes over OUT's shards, without a copy. Survives a crash, but a program that loads OUT "
+            "meanwhile reads a mixture.",
+        ),
+    ] = False,
     out_shard_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="The most bytes in one file, such as 5B or 5GB.", rich_help_panel=PANEL),
@@ -68,6 +79,9 @@ def run(
     ] = None,
 ) -> None:
     """Make the models a recipe describes.
+
+    With --set NAME=VALUE,VALUE (or a recipe's `sweep`) every combination of the values is run, each into a folder of
+    its own below OUT, and what they have in common is done once.
 
     A second run computes only what has changed. A run that was interrupted goes on where it was. What is in the
     output's folder stays as it is until the new model is complete.
@@ -83,6 +97,8 @@ def run(
         memory=memory,
         strict=strict,
         allow_non_finite=allow_nonfinite,
+        in_place=in_place,
+        cache_limit=cache_limit,
     )
     settled = with_mergekit_settings(read_with(recipe, set_), out_shard_size, random_seed)
     merge(settled, out, options, report, quiet=quiet)
@@ -103,15 +119,26 @@ def plan(
 ) -> None:
     """Show what a run would do: per step what is computed and why, what is known, bytes, peak memory.
 
-    Reads headers, the cache's names and the output's lock file; no weights.
+    Reads headers, the cache's names and the output's lock file; no weights. Of a sweep, a row per candidate, given that
+    those before it have run.
     """
     from mergeflow.cli.console import stdout
     from mergeflow.cli.progress import only_warnings
     from mergeflow.cli.show import plan_json, show_plan
+    from mergeflow.cli.sweeps import show_sweep_plan, sweep_plan_json
     from mergeflow.workflow.planning import plan_recipe
+    from mergeflow.workflow.sweep_plan import plan_sweep
 
     options = make_options(cache, no_cache, workers=workers, memory=memory, strict=strict)
-    made = plan_recipe(read_with(recipe, set_), out, options, only_warnings)
+    read = read_with(recipe, set_)
+    if read.candidates:
+        swept = plan_sweep(read, out, options, only_warnings)
+        if as_json:
+            print_json(sweep_plan_json(swept))
+        else:
+            show_sweep_plan(swept, stdout())
+        return
+    made = plan_recipe(read, out, options, only_warnings)
     if as_json:
         print_json(plan_json(made))
     else:
@@ -129,12 +156,13 @@ def validate(recipe: Recipe_, set_: Set = None, strict: Strict = False, as_json:
     from mergeflow.execute.events import ignore
     from mergeflow.workflow.validating import validate_recipe
 
-    compiled = validate_recipe(read_with(recipe, set_), ignore, strict=strict)
+    read = read_with(recipe, set_)
+    compiled = validate_recipe(read, ignore, strict=strict)
     failed = any(problem.severity == "error" for problem in compiled.problems)
     if as_json:
         print_json(problems_json(compiled))
     else:
-        show_verdict(recipe, compiled, failed=failed)
+        show_verdict(recipe, compiled, failed=failed, candidates=len(read.candidates))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -142,19 +170,25 @@ def validate(recipe: Recipe_, set_: Set = None, strict: Strict = False, as_json:
 @guarded
 def explain(
     recipe: Recipe_,
+    out: Out = None,
     tensor: Annotated[str, typer.Option(metavar="GLOB", help="Only tensors whose names match.")] = "*",
     set_: Set = None,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
-    """Say for each output tensor how it is made: its formula, the parameters it resolved to, what of it is known."""
+    """Say for each output tensor how it is made and why it must be: its formula, parameters, what is known and changed.
+
+    The formula is the whole chain over the names of models. What changed is said against the last run of the recipe.
+    """
     from mergeflow.cli.explaining import explain_json, show_explanation
     from mergeflow.cli.progress import only_warnings
+    from mergeflow.cli.sweeps import first_candidate
     from mergeflow.workflow.explaining import explain_recipe
 
     options = make_options(cache, no_cache)
-    found = explain_recipe(read_with(recipe, set_), tensor, options, only_warnings)
+    one, folder = first_candidate(read_with(recipe, set_), out)
+    found = explain_recipe(one, tensor, options, only_warnings, folder)
     if as_json:
         print_json(explain_json(found))
     else:

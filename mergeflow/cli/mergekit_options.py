@@ -8,6 +8,7 @@ our own name counts more. `--help` lists those that do something; docs/mergekit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -205,9 +206,18 @@ def with_mergekit_settings(recipe: Recipe, shard_size: str | None, seed: int | N
             most = parse_size(shard_size)
         except ValueError as error:
             raise typer.BadParameter(f"--out-shard-size: {error}") from error
-        recipe = replace(recipe, outputs=tuple(replace(one, max_shard_bytes=most) for one in recipe.outputs))
+        recipe = _for_each(
+            recipe, lambda it: replace(it, outputs=tuple(replace(one, max_shard_bytes=most) for one in it.outputs))
+        )
     if seed is not None:
         if not 0 <= seed <= LARGEST_SEED:
             raise typer.BadParameter("--random-seed is an integer from 0 to 2**64 - 1")
-        recipe = replace(recipe, seed=seed)
+        recipe = _for_each(recipe, lambda it: replace(it, seed=seed))
     return recipe
+
+
+def _for_each(recipe: Recipe, change: Callable[[Recipe], Recipe]) -> Recipe:
+    """A recipe changed, and each candidate of its sweep."""
+    from dataclasses import replace
+
+    return replace(change(recipe), candidates=tuple(map(change, recipe.candidates)))

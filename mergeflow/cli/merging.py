@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from mergeflow.errors import SweepError
 
 if TYPE_CHECKING:
     from mergeflow.recipe.records import Recipe
@@ -16,17 +18,23 @@ def merge(recipe: Recipe, out: Path | None, options: Options, report: Path | Non
     from mergeflow.cli.console import stdout
     from mergeflow.cli.reporting import check_report_place, write_report
     from mergeflow.cli.show import show_report
+    from mergeflow.cli.sweeps import show_sweep
 
     if report is not None:
         check_report_place(report)
+    failure = None
     try:
         done = _run(recipe, out, options, quiet=quiet)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("no output is half written, and the next run goes on from here") from None
+    except SweepError as error:
+        failure, done = error, cast("RunReport", error.report)
     if report is not None:
         write_report(report, done)
     if not quiet:
-        show_report(done, stdout())
+        (show_sweep if done.candidates else show_report)(done, stdout())
+    if failure is not None:
+        raise failure
 
 
 def _run(recipe: Recipe, out: Path | None, options: Options, *, quiet: bool) -> RunReport:

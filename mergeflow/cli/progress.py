@@ -15,9 +15,17 @@ from rich.progress import (
 )
 
 from mergeflow.cli.console import show_warning, stderr
-from mergeflow.execute.events import BytesMoved, Event, PhaseFinished, PhaseStarted, TensorsDone, Warned
+from mergeflow.execute.events import (
+    BytesMoved,
+    CandidateStarted,
+    Event,
+    PhaseFinished,
+    PhaseStarted,
+    TensorsDone,
+    Warned,
+)
 
-_TITLES = {"digest": "reading inputs", "merge": "merging", "download": "downloading"}
+_TITLES = {"digest": "reading inputs", "merge": "merging", "download": "downloading", "verify": "verifying"}
 
 
 class ProgressBar:
@@ -42,6 +50,7 @@ class ProgressBar:
         )
         self._current: TaskID | None = None
         self._tensors = (0, 0)
+        self._candidate = ""
 
     def __enter__(self) -> ProgressBar:
         if self._is_drawn:
@@ -59,8 +68,10 @@ class ProgressBar:
             case PhaseStarted(name, total_bytes, total_tensors) if name in _TITLES:
                 self._tensors = (0, total_tensors)
                 self._current = self._progress.add_task(
-                    _TITLES[name], total=total_bytes or None, tensors=self._tensors_text()
+                    self._candidate + _TITLES[name], total=total_bytes or None, tensors=self._tensors_text()
                 )
+            case CandidateStarted(_, number, total):
+                self._candidate = f"{number} of {total}: "
             case PhaseFinished():
                 if self._current is not None:
                     self._progress.remove_task(self._current)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +11,9 @@ from rich.table import Table
 from mergeflow.cli.console import plain, styled
 from mergeflow.cli.units import seconds_text, size_text
 from mergeflow.errors import counted
+from mergeflow.graph.candidates import StepKeeping
 from mergeflow.graph.plan import Plan, StepPlan
+from mergeflow.recipe.records import CachePolicy
 from mergeflow.workflow.report import RunReport
 
 
@@ -36,6 +39,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         )
     console.print(table)
     console.print()
+    _show_keeping(plan, console)
     for output in plan.outputs:
         total = counted(len(output.fates), "tensor")
         place = f" -> {plain(output.path)}" if output.path is not None else ""
@@ -54,6 +58,38 @@ def show_plan(plan: Plan, console: Console) -> None:
             f"not read on this machine yet: {counted(plan.digests_missing, 'input tensor')}; a run hashes them first, "
             "and what depends on them is counted as to compute until then"
         )
+
+
+def _show_keeping(plan: Plan, console: Console) -> None:
+    """A line per step: what of its results a run puts into the cache, and the numbers behind that."""
+    found = [(step, step.keeping) for step in plan.steps if step.keeping is not None]
+    if found:
+        origin = f"measured here on {plan.rates.measured}" if plan.rates.measured else "nominal until a run measures"
+        console.print(f"into the cache besides statistics (rates: {origin}):")
+    for step, keeping in found:
+        console.print(f"  {plain(step.name)}: {_keeping_text(keeping, step.policy)}")
+
+
+def _keeping_text(keeping: StepKeeping, policy: CachePolicy) -> str:
+    times = (
+        f"again {seconds_text(keeping.again)}, write {seconds_text(keeping.write)} + read {seconds_text(keeping.read)}"
+    )
+    if keeping.kept:
+        why = ", as cache: always says" if policy == "always" else ""
+        total = counted(keeping.candidates, "tensor")
+        return f"keeps {keeping.kept} of {total}, {size_text(keeping.nbytes)}: {times}{why}"
+    where = "" if keeping.is_read else "; only its output needs it"
+    return f"keeps none: {times}{where}"
+
+
+def _keeping_json(keeping: StepKeeping) -> dict[str, object]:
+    return {
+        "candidates": keeping.candidates,
+        "kept": keeping.kept,
+        "bytes": keeping.nbytes if keeping.kept else 0,
+        "is_read": keeping.is_read,
+        "seconds": {"again": keeping.again, "write": keeping.write, "read": keeping.read},
+    }
 
 
 def plan_json(plan: Plan) -> dict[str, object]:
@@ -82,6 +118,7 @@ def plan_json(plan: Plan) -> dict[str, object]:
         },
         "peak_memory_bytes": plan.peak_bytes,
         "digests_missing": plan.digests_missing,
+        "rates": {"is_nominal": not plan.rates.measured, **asdict(plan.rates)},
     }
 
 
@@ -93,6 +130,7 @@ def _step_json(step: StepPlan) -> dict[str, object]:
         "tensors": {"total": step.tensors, "computed": step.computed, "cached": step.cached},
         "statistics": {"needed": step.statistics, "known": step.statistics_known},
         "why": list(step.why),
+        "keeping": _keeping_json(step.keeping) if step.keeping is not None else None,
     }
 
 

@@ -48,7 +48,16 @@ class Warned:
     message: str
 
 
-Event = PhaseStarted | BytesMoved | TensorsDone | PhaseFinished | Warned
+@dataclass(frozen=True, slots=True)
+class CandidateStarted:
+    """A sweep goes on with its candidate `number` of `total`, from 1."""
+
+    name: str
+    number: int
+    total: int
+
+
+Event = CandidateStarted | PhaseStarted | BytesMoved | TensorsDone | PhaseFinished | Warned
 Listener = Callable[[Event], None]
 
 

@@ -130,7 +130,8 @@ class Call:
         assert step.result is not None  # a step that computes has a result
         encoded = Encoded(WIDEN) if step.kind == "widen" else self._encoded(step.number)
         narrow = step.inputs[0].dtype if step.kind == "widen" else step.result.dtype
-        numbers: NDArray[np.float32 | np.int32] = np.array(encoded.numbers, dtype=np.float32)
+        with np.errstate(over="ignore"):  # a number too large makes infinities, which the checks of results find
+            numbers: NDArray[np.float32 | np.int32] = np.array(encoded.numbers, dtype=np.float32)
         if encoded.integers is not None:
             numbers = encoded.integers
         self._alive.append(numbers)

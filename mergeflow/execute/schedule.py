@@ -148,6 +148,7 @@ def run_while_wanted(task: Task, settings: Settings, running: str) -> TaskResult
     The file lies beside the output's shards and goes with them, whatever becomes of the process that asked: a worker
     that was out of reach meanwhile does not write into the shards of a later run.
     """
+    from mergeflow.cache.open import open_cache
     from mergeflow.execute.task import run_task
 
     def moved(read: int, written: int) -> None:
@@ -155,7 +156,11 @@ def run_while_wanted(task: Task, settings: Settings, running: str) -> TaskResult
             raise Stopped
 
     moved(0, 0)
-    return run_task(task, settings, moved)
+    result = run_task(task, settings, moved)
+    if settings.cache is not None:
+        # A worker may end when the run does: what it has to put into a shared cache is there before it answers.
+        open_cache(settings.cache).settle()
+    return result
 
 
 def _stop(client: object, futures: Sequence[object], running: str) -> None:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
 from mergeflow.cache.open import open_cache
+from mergeflow.cache.place import CachePlace
 from mergeflow.cache.store import Cache
 from mergeflow.cache.tensors import TensorWriter
 from mergeflow.errors import CorruptEntry, RunError
+from mergeflow.execute.cache_full import CacheFull, has_room
+from mergeflow.execute.compared import ComparedFiles
 from mergeflow.execute.engine import Evaluated, evaluate
 from mergeflow.execute.files import InputFiles, OutputFiles, Turns, writing
-from mergeflow.execute.records import Settings, TaskResult
+from mergeflow.execute.input_digests import keyed
+from mergeflow.execute.records import InputDigests, Settings, TaskResult
 from mergeflow.graph.program import Instruction, Program, Sink
 from mergeflow.graph.tasks import Task
 from mergeflow.methods.ops import OPS
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 Moved = Callable[[int, int], None]
+Outputs = OutputFiles | ComparedFiles
 
 
 def ignore_bytes(read: int, written: int) -> None:
@@ -52,6 +57,12 @@ def run_task(task: Task, settings: Settings, moved: Moved = ignore_bytes) -> Tas
         seconds=time.perf_counter() - began,
         same_as={name: same for result in done for name, same in result.same_as.items()},
         warnings=tuple(warning for result in done for warning in result.warnings),
+        inputs=InputDigests(
+            {source: digest for result in done for source, digest in result.inputs.digests.items()},
+            frozenset(file for result in done for file in result.inputs.quiet),
+            tuple(key for result in done for key in result.inputs.known),
+        ),
+        different={name: first for result in done for name, first in result.different.items()},
     )
 
 
@@ -74,19 +85,22 @@ def compute_tensor(program: Program, settings: Settings) -> torch.Tensor:
 def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResult:
     store, parts = _store(settings.cache), _store(settings.parts)
     parts_stay = not settings.allow_non_finite
+    program, hashed = keyed(program, store, moved)
     with (
         InputFiles() as files,
-        OutputFiles(_turns()) as outputs,
+        ComparedFiles() if settings.compare else OutputFiles(_turns()) as outputs,
         _Results(program, store, parts, outputs, parts_stay=parts_stay) as results,
     ):
         evaluation = evaluate(program, settings, files, _opener(store, parts), results, moved)
         warnings = _check_finite(program, evaluation, settings)
         results.publish(_made_non_finite(program, evaluation))
+        warnings += results.warnings
+        warnings += store.warnings() if store is not None else ()
     names = tuple((sink.output, sink.name) for sink in program.sinks if sink.place is not None)
     return TaskResult(
         task="",
         tensors=names,
-        read=files.bytes_read,
+        read=files.bytes_read + hashed.nbytes,
         written=results.written,
         cache_read=evaluation.cache_bytes_read,
         cache_written=results.cache_written,
@@ -96,7 +110,22 @@ def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResu
             if same and program.sinks[k].place is not None
         },
         warnings=warnings,
+        inputs=hashed,
+        different=_differences(program, outputs) if isinstance(outputs, ComparedFiles) else {},
     )
+
+
+def _differences(program: Program, compared: ComparedFiles) -> dict[tuple[str, str], int]:
+    """For each tensor that is not what its file holds, the first element that differs."""
+    found = {}
+    for sink in program.sinks:
+        dtype = program.instructions[sink.instruction].dtype
+        if sink.place is None or dtype is None:
+            continue
+        first = compared.first_difference(sink.place.path, sink.place.offset, program.size * dtype.itemsize)
+        if first is not None:
+            found[sink.output, sink.name] = first // dtype.itemsize
+    return found
 
 
 class _Records:
@@ -104,11 +133,12 @@ class _Records:
 
     def __init__(self, store: Cache | None) -> None:
         self.written = 0
+        self.full = CacheFull()
         self._store = store
 
     def keep(self, instruction: Instruction, record: Mapping[str, object]) -> None:
         if self._store is not None and instruction.key and instruction.keep:
-            with _caching():
+            with _caching(self.full):
                 self.written += self._store.write_record(instruction.key, dict(record), _about(instruction))
 
 
@@ -129,12 +159,15 @@ class _InMemory:
 class _Results:
     """Where a program's results go: shard files, the cache when there is one, and the folder for parts.
 
+    A full cache fails nothing: what has no room there is not kept (`warnings` says so), and parts of views, which
+    others wait for, go to the folder for parts.
+
     Args:
         parts_stay: whether parts of views may stay in the cache.
     """
 
     def __init__(
-        self, program: Program, store: Cache | None, parts: Cache | None, outputs: OutputFiles, *, parts_stay: bool
+        self, program: Program, store: Cache | None, parts: Cache | None, outputs: Outputs, *, parts_stay: bool
     ) -> None:
         self.written = 0
         self._parts = parts
@@ -145,6 +178,11 @@ class _Results:
         self._store = store
         self._outputs = outputs
         self._writers: dict[str, TensorWriter | None] = {}
+        self._places: dict[str, Cache | None] = {}
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return (self._records.full.message,) if self._records.full.happened else ()
 
     @property
     def cache_written(self) -> int:
@@ -165,9 +203,13 @@ class _Results:
             self.written += len(block)
             return
         writer = self._writer(sink)
-        if writer is not None:
+        if writer is None:
+            return
+        if sink.is_part:
             with writing("the cache"):
                 writer.write(block)
+        elif not self._records.full.absorbs(lambda: writer.write(block)):
+            self._writers[self._program.instructions[sink.instruction].key] = None  # it has dropped its work itself
 
     def record(self, instruction: Instruction, record: Mapping[str, object]) -> None:
         self._records.keep(instruction, record)
@@ -182,15 +224,24 @@ class _Results:
         for sink in self._program.sinks:
             if sink.place is None and (sink.is_part or sink.instruction not in spoiled):
                 writer = self._writer(sink)
-                with _caching():
+                with _caching(None if sink.is_part else self._records.full):
                     nbytes = writer.publish() if writer is not None else 0
                     self._tensor_bytes += nbytes if self._place(sink) is self._store else 0
                 del self._writers[self._program.instructions[sink.instruction].key]
 
     def _place(self, sink: Sink) -> Cache | None:
         """Where a value without a place in an output goes."""
-        stays = self._parts_stay and self._program.instructions[sink.instruction].keep
-        return self._store if self._store is not None and (stays or not sink.is_part) else self._parts
+        instruction = self._program.instructions[sink.instruction]
+        if instruction.key not in self._places:
+            stays = not sink.is_part or (self._parts_stay and instruction.keep and self._has_room(instruction))
+            self._places[instruction.key] = self._store if self._store is not None and stays else self._parts
+        return self._places[instruction.key]
+
+    def _has_room(self, instruction: Instruction) -> bool:
+        """Whether the cache's disk has room for a value, and as much again for what others write meanwhile."""
+        if self._store is None or instruction.dtype is None:
+            return False
+        return has_room(self._store, 2 * self._program.size * instruction.dtype.itemsize)
 
     def _writer(self, sink: Sink) -> TensorWriter | None:
         instruction = self._program.instructions[sink.instruction]
@@ -199,7 +250,7 @@ class _Results:
             place = self._place(sink)
             assert place is not None  # tensors for the cache are planned only with one, and parts with room for them
             assert instruction.dtype is not None  # a sink is a tensor
-            with _caching():
+            with _caching(None if sink.is_part else self._records.full):
                 self._writers[instruction.key] = place.create_tensor(
                     instruction.key, instruction.dtype, self._program.shape, _about(instruction)
                 )
@@ -207,9 +258,13 @@ class _Results:
 
 
 @contextmanager
-def _caching() -> Iterator[None]:
-    """For writing to the cache: a value whose folder somebody removes meanwhile is not kept, and that is all."""
-    with writing("the cache"), suppress(FileNotFoundError):
+def _caching(full: CacheFull | None) -> Iterator[None]:
+    """For writing to the cache: a value whose folder somebody removes meanwhile is not kept, and that is all.
+
+    Args:
+        full: notes that the disk is full, where that does not matter either.
+    """
+    with writing("the cache"), suppress(FileNotFoundError), full or nullcontext():
         yield
 
 
@@ -238,8 +293,8 @@ def _check_finite(program: Program, evaluation: Evaluated, settings: Settings) -
     return tuple(warnings)
 
 
-def _store(folder: str | None) -> Cache | None:
-    return open_cache(folder) if folder else None
+def _store(where: CachePlace | str | None) -> Cache | None:
+    return open_cache(where) if where is not None else None
 
 
 def _opener(store: Cache | None, parts: Cache | None) -> Callable[[str], _OpenTensor]:

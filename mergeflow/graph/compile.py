@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from mergeflow.dtypes import by_name
+from mergeflow.dtypes import by_name, compute_dtype
 from mergeflow.errors import Problem, some
 from mergeflow.graph.arrange import arrange
 from mergeflow.graph.check import Finding, check_step, find_method, is_whole, result_type, step_problem
@@ -140,11 +140,14 @@ class _Compilation:
         return self.models.get(source)
 
     def _model_type(self, model: ModelReference) -> ValueType:
-        return "delta" if model in self.deltas or model.is_adapter else "weights"
+        opened = self.checkpoints.get(model)
+        is_delta = model in self.deltas or model.is_adapter or (opened is not None and opened.is_delta)
+        return "delta" if is_delta else "weights"
 
     def output(self, output: Output) -> CompiledOutput | None:
         """One model to write, its tensors cast to the dtype they are stored in."""
-        if self.types.get(output.step) == "delta":
+        type_ = self.types.get(output.step, "weights")
+        if type_ == "delta" and output.delta is None:
             message = f"{output.step} is a delta, not a model: add it to a base (task_arithmetic does) to write it"
             path = f"outputs.{output.step}" if self.recipe.form == "native" else ""
             self.problems.append(Problem(message, output.position, path))
@@ -152,7 +155,7 @@ class _Compilation:
         result = self.results.get(output.step)
         if result is None:
             return None
-        tensors = tuple(self._stored(name, tensor, output.dtype) for name, tensor in result.tensors.items())
+        tensors = tuple(self._stored(name, tensor, output, type_) for name, tensor in result.tensors.items())
         floats = {tensor.dtype.name for tensor in tensors if tensor.dtype.is_float}
         tokenizer = self.checkpoints.get(output.tokenizer) if isinstance(output.tokenizer, ModelReference) else None
         dtype = floats.pop() if len(floats) == 1 else None
@@ -160,14 +163,22 @@ class _Compilation:
             path = f"outputs.{output.step}.tokenizer"
             self.problems.append(Problem(fault, output.position, path))
         donor, vocabulary = self.checkpoints[result.donor], result.vocabulary if tokenizer is None else None
-        return CompiledOutput(output, donor, tokenizer, tensors, dtype, result.stacks, vocabulary, result.chat_template)
+        return CompiledOutput(
+            output, donor, tokenizer, tensors, dtype, result.stacks, vocabulary, result.chat_template, type_
+        )
 
-    def _stored(self, name: str, tensor: Tensor, dtype: str | None) -> OutputTensor:
+    def _stored(self, name: str, tensor: Tensor, output: Output, type_: ValueType) -> OutputTensor:
         node = self.graph[tensor.node]
         if node.dtype is not None and node.dtype.is_float:
-            node = self.graph[self.graph.cast(tensor.node, by_name(dtype) if dtype else tensor.stored)]
+            stored = by_name(output.dtype) if output.dtype else tensor.stored
+            if type_ == "delta" and not output.dtype and not self._states_a_dtype(output.step):
+                stored = compute_dtype(node.dtype)  # a difference of two bfloat16 numbers has more digits
+            node = self.graph[self.graph.cast(tensor.node, stored)]
         assert node.dtype is not None  # an output is a tensor, never a statistic
         return OutputTensor(name, node.id, node.dtype, node.shape)
+
+    def _states_a_dtype(self, step: str) -> bool:
+        return any(it.dtype or it.out_dtype for it in self.recipe.steps if it.name == step)
 
     def _adapter(self, step: Step, inputs: Mapping[Source, Result]) -> Result | None:
         """An adapter alone: a delta as it is. A base that is a step must have the tensors that it names."""

@@ -1,4 +1,4 @@
-"""How a value is made, as one line of maths over the names of models and tensors."""
+"""How a value of one step is made, as one line of operations over the names of what the step reads."""
 
 from __future__ import annotations
 

@@ -1,187 +1,307 @@
-"""Why must a step run? What it was made of in the last run of the recipe, held against what it is made of now.
+"""What a recipe's tensors were made of, kept from one run to the next, to say why something must run.
 
-The last run leaves a small description of each step: its settings as written, the keys of its input models, the
-versions of its operations. It explains, and decides nothing: whether a value is reused depends on its key alone.
+    History ── models   label -> files -> tensors -> digest
+            ── versions of every operation;  seed
+            ── steps    name  -> settings as written, by path
+                              -> per tensor: key, what it is read from, how it is made
+
+It explains, and decides nothing: whether a value is reused depends on its key alone. So digests and keys are
+shortened: two that agree in their first 48 bits and not in the rest would only go unmentioned. How a tensor is made
+(its resolved parameters, each with the path where a user would change it) is the same for many tensors of a step and
+is kept once: a `Making`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from mergeflow.graph.ingredients import parts_of
-from mergeflow.graph.keys import combined_key
-from mergeflow.graph.values import Compiled
+from mergeflow.graph.ingredients import Ingredients
+from mergeflow.graph.nodes import Graph
+from mergeflow.graph.values import Compiled, Parameters, Result
+from mergeflow.graph.within import read_by, row_maps
+from mergeflow.graph.written import value_text, written_settings
 from mergeflow.methods.ops import OPS
-from mergeflow.recipe.places import all_parameters
-from mergeflow.recipe.records import Parameters, Recipe, Setting, Step, StepReference
+from mergeflow.models.records import Checkpoint, TensorSource, TensorView
+from mergeflow.recipe.records import ModelReference, Recipe, Setting, Source, Step, StepReference
 
-SHOWN = 4
+KEY_LENGTH = 12
+STATISTIC_LENGTH = 8
+UNKNOWN = "-" * KEY_LENGTH
+STEP = "step:"
+
+
+class ResolvedValue(NamedTuple):
+    """A parameter of one tensor.
+
+    Args:
+        owner: the input it belongs to; empty for a shared one.
+        path: in the step: where the value was found, or where it would be set.
+        text: the value.
+    """
+
+    owner: str
+    name: str
+    path: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
-class StepDescription:
-    """What a step was made of. `settings` maps a setting's path to its text; `inputs` an input's name to its key."""
+class Making:
+    """How tensors of a step are made, but for the bytes of what they are made from.
+
+    Args:
+        rounded: the formats that the result is rounded to.
+        words: a digest of how embeddings were put in order; empty where they were not.
+    """
+
+    values: tuple[ResolvedValue, ...] = ()
+    rounded: str = ""
+    words: str = ""
+
+
+# What a tensor is made from: label of the source and name there, "" for the name of the tensor itself.
+Reading = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepHistory:
+    """One step. `identity` is what a user's own method was known by; `statistics` are keys, shortened further."""
 
     method: str
     settings: Mapping[str, str] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    identity: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    makings: Mapping[str, Making] = field(default_factory=dict)
+    reads: Mapping[str, Reading] = field(default_factory=dict)
+    statistics: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FileHistory:
+    """One file of weights: bytes, time of its last change, and the digests of its tensors by name."""
+
+    size: int
+    mtime_ns: int
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A run of a recipe. `models` are files by label of the file, by label of the model."""
+
+    seed: int = 0
     versions: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, FileHistory]] = field(default_factory=dict)
+    steps: Mapping[str, StepHistory] = field(default_factory=dict)
 
 
-def describe_steps(recipe: Recipe, compiled: Compiled) -> dict[str, StepDescription]:
-    """The description of every step that compiled."""
-    return {
-        step.name: StepDescription(
-            method=step.merge_method,
-            settings=dict(_settings(step)) | dict(_seed(recipe, step, compiled)) | _own_method(step, compiled),
-            inputs=dict(_inputs(step, compiled)),
-            versions={op: OPS[op].version for op in sorted(_operations(step, compiled))},
-        )
-        for step in recipe.steps
-        if step.name in compiled.results
-    }
+def history_of(recipe: Recipe, compiled: Compiled) -> History:
+    """What the recipe is made of now."""
+    graph = compiled.graph
+    return History(
+        seed=recipe.seed,
+        versions={op: OPS[op].version for op in sorted({node.op for node in graph if node.kind != "load"})},
+        models=dict(_models(recipe, compiled)),
+        steps={step.name: _step(step, compiled) for step in recipe.steps if step.name in compiled.results},
+    )
 
 
-def differences(
-    name: str,
-    now: Mapping[str, StepDescription],
-    before: Mapping[str, StepDescription],
-    found: dict[str, list[str]] | None = None,
-) -> list[str]:
-    """What has changed about a step since the last run, a line each; changes of the steps it reads come last.
-
-    Args:
-        found: what was found of other steps on the way: a step that many paths lead to is looked at once.
-    """
-    found = {} if found is None else found
-    if name not in found:
-        found[name] = _differences(name, now, before, found)
-    return found[name]
+def label_of(source: Source) -> str:
+    """What a source is called in a history."""
+    return STEP + source.name if isinstance(source, StepReference) else str(source)
 
 
-def _differences(
-    name: str,
-    now: Mapping[str, StepDescription],
-    before: Mapping[str, StepDescription],
-    others: dict[str, list[str]],
-) -> list[str]:
-    if name not in before:
-        return ["not run before"]
-    new, old = now[name], before[name]
-    found: list[str] = []
-    if new.method != old.method:
-        found.append(f"method {old.method} -> {new.method}")
-    found += [f"{path} {a} -> {b}" for path, a, b in _changes(old.settings, new.settings)]
-    models = [change for change in _changes(old.inputs, new.inputs) if not change[0].startswith(_STEP)]
-    found += [f"model {label} {_what_happened(a, b)}" for label, a, b in models]
-    shared = set(old.versions) & set(new.versions)
-    found += [
-        f"operation {op} is now version {new.versions[op]}"
-        for op in sorted(shared)
-        if old.versions[op] != new.versions[op]
-    ]
-    upstream = [
-        label
-        for label in new.inputs
-        if _is_step(label, now) and differences(label.removeprefix(_STEP), now, before, others)
-    ]
-    found += [f"step {label.removeprefix(_STEP)} changed" for label in upstream]
-    more = len(found) - SHOWN
-    return [*found[:SHOWN], f"and {more} more changes"] if more > 0 else found
+def shortened(key: str | None) -> str:
+    """The part of a key that a history keeps."""
+    return UNKNOWN if key is None else key[:KEY_LENGTH]
 
 
-_NONE = "(unset)"
-_STEP = "step:"
+def shown_model(recipe: Recipe, source: ModelReference) -> str:
+    """A model by its name in the recipe, else as the user wrote it."""
+    return next((alias for alias, reference in recipe.models.items() if reference == source), str(source))
 
 
-def _what_happened(old: str, new: str) -> str:
-    return "is new" if old == _NONE else "was left out" if new == _NONE else "changed"
+def shown_file(recipe: Recipe, source: ModelReference, checkpoint: Checkpoint, path: str) -> str:
+    """A file of a model as the user would name it: ``math/model-00002.safetensors``."""
+    label, folder = shown_model(recipe, source), str(checkpoint.folder)
+    if path == folder:
+        return label
+    if checkpoint.folder is None or path.startswith(folder + os.sep) or not source.adapters:
+        base = label if label in recipe.models else source.path or label
+        return f"{base}/{os.path.basename(path)}"
+    # An adapter's file: several adapters have files of one name.
+    named = [it.path for it in source.adapters if os.path.basename(it.path) == os.path.basename(os.path.dirname(path))]
+    return f"{named[0] if named else os.path.basename(os.path.dirname(path))}/{os.path.basename(path)}"
 
 
-def _is_step(label: str, now: Mapping[str, StepDescription]) -> bool:
-    return label.startswith(_STEP) and label.removeprefix(_STEP) in now
+def file_of(tensor: TensorSource) -> str:
+    """The path of the file that a tensor lies in (of one put together from several: the first)."""
+    return tensor.segments[0].file.path if tensor.segments else ""
 
 
-def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    for path in dict.fromkeys([*new, *old]):
-        a, b = old.get(path, _NONE), new.get(path, _NONE)
-        if a != b:
-            yield path, a, b
+def _models(recipe: Recipe, compiled: Compiled) -> Iterator[tuple[str, Mapping[str, FileHistory]]]:
+    # Most tensors have a node of their own: an id costs less than the hash of a record with records inside.
+    keys = {id(node.source): node.key for node in compiled.graph if node.source is not None}
+    for source, checkpoint in compiled.checkpoints.items():
+        files: dict[str, tuple[int, int, dict[str, str]]] = {}
+        paths: dict[str, str] = {}
+        for tensor in _sources(checkpoint):
+            path = file_of(tensor)
+            if path not in paths:
+                paths[path] = shown_file(recipe, source, checkpoint, path)
+                identity = tensor.segments[0].file if tensor.segments else None
+                size, time = (identity.size, identity.mtime_ns) if identity is not None else (0, 0)
+                files.setdefault(paths[path], (size, time, {}))
+            key = keys[id(tensor)] if id(tensor) in keys else compiled.graph.digests.get(tensor)
+            files[paths[path]][2][tensor.name] = shortened(key)
+        yield str(source), {label: FileHistory(*found) for label, found in files.items()}
 
 
-def _settings(step: Step) -> Iterator[tuple[str, str]]:
-    yield from _texts("parameters", step.parameters)
-    for entry in step.inputs:
-        yield from _texts(f"{entry.source}.parameters", entry.parameters)
-    if not step.inputs:
-        yield from _slices(step)
-    yield "dtype", step.dtype or _NONE
-    yield "out_dtype", step.out_dtype or _NONE
+def _sources(checkpoint: Checkpoint) -> Iterator[TensorSource]:
+    for tensor in checkpoint.tensors.values():
+        if isinstance(tensor, TensorView):
+            yield from tensor.sources()
+        else:
+            yield tensor
 
 
-def _slices(step: Step) -> Iterator[tuple[str, str]]:
-    """What each slice or module is made from: its sources with their layers, its base, and what is set there."""
-    for part in parts_of(step):
-        for ingredients in part.ingredients:
-            count = ingredients.layers
-            layers = [
-                str(entry.source) + ("" if count is None else f"[{entry.first}:{entry.first + count}]")
-                for entry in ingredients.inputs
-            ]
-            yield ingredients.path, ", ".join(layers)
-            yield f"{ingredients.path} base", str(ingredients.base)
-    for parameters, path in all_parameters(step):
-        yield from _texts(path, parameters)
+def _step(step: Step, compiled: Compiled) -> StepHistory:
+    graph, result = compiled.graph, compiled.results[step.name]
+    keys, makings, reads = {}, {}, {}
+    makers = _Makers(step, graph, _nodes_of_steps(step, compiled) if step.vocabulary is not None else frozenset())
+    known_reads: dict[object, Reading] = {}
+    for name, tensor in result.tensors.items():
+        keys[name] = shortened(graph[tensor.node].key)
+        read = read_by(step, result, name)
+        pattern = tuple([(source, "" if its_name == name else its_name) for source, its_name in read])
+        if pattern not in known_reads:
+            known_reads[pattern] = tuple((label_of(source), its_name) for source, its_name in pattern)
+        reads[name] = known_reads[pattern]
+        makings[name] = makers.of(name, tensor.node, result.parameters.get(name), read)
+    statistics = [node.key for i in result.nodes if (node := graph[i]).kind == "statistic"]
+    return StepHistory(
+        method=step.merge_method,
+        settings=written_settings(step),
+        identity=_identity(result, graph),
+        keys=keys,
+        makings=makings,
+        reads=reads,
+        statistics=frozenset(key[:STATISTIC_LENGTH] for key in statistics if key is not None),
+    )
 
 
-def _seed(recipe: Recipe, step: Step, compiled: Compiled) -> Iterator[tuple[str, str]]:
-    """The recipe's seed, of a step that draws random numbers."""
-    if any(OPS[op].random for op in _operations(step, compiled)):
-        yield "seed", str(recipe.seed)
+def _nodes_of_steps(step: Step, compiled: Compiled) -> frozenset[int]:
+    """Every tensor of the steps that a step reads."""
+    results = [compiled.results[source.name] for source in step.sources() if isinstance(source, StepReference)]
+    return frozenset(tensor.node for result in results for tensor in result.tensors.values())
 
 
-def _own_method(step: Step, compiled: Compiled) -> dict[str, str]:
+def _identity(result: Result, graph: Graph) -> Mapping[str, str]:
     """What a user's method is known by: its version, its package, the digest of its source."""
-    for i in compiled.results[step.name].nodes:
-        known = compiled.graph[i].parameters.get("method")
-        if isinstance(known, Mapping):
-            return {f"{known['name']}'s {field}": str(value) for field, value in known.items() if field != "name"}
+    for i in result.nodes:
+        if graph[i].op.startswith("own_"):
+            known = graph[i].parameters.get("method")
+            return {field: str(value) for field, value in known.items()} if isinstance(known, Mapping) else {}
     return {}
 
 
-def _texts(path: str, parameters: Parameters) -> Iterator[tuple[str, str]]:
-    for name, setting in parameters.items():
-        yield f"{path}.{name}", setting_text(setting)
+@dataclass
+class _Makers:
+    """The makings of one step's tensors, each made once."""
+
+    step: Step
+    graph: Graph
+    read: frozenset[int]
+    known: dict[object, Making] = field(default_factory=dict)
+    questions: dict[Ingredients, dict[tuple[int | None, str], str | None]] = field(default_factory=dict)
+
+    def of(self, name: str, node: int, made: Parameters | None, read: tuple[tuple[Source, str], ...]) -> Making:
+        rounded = _rounding(self.graph, node) if self.step.dtype or self.step.out_dtype else ""
+        words = row_maps(self.graph, node, self.read) if self.step.vocabulary is not None else ""
+        if made is None or made.ingredients is None:
+            return self.known.setdefault((rounded, words), Making((), rounded, words))
+        paths = self._paths(made.ingredients, made, name, read)
+        identity = (
+            made.ingredients,
+            made.places,
+            tuple(made.shared.values()),
+            tuple([tuple(own.values()) for own in made.inputs]),
+            paths,
+            rounded,
+            words,
+        )
+        if identity not in self.known:
+            self.known[identity] = Making(tuple(self._values(made, name, read)), rounded, words)
+        return self.known[identity]
+
+    def _paths(
+        self, ingredients: Ingredients, made: Parameters, name: str, read: tuple[tuple[Source, str], ...]
+    ) -> tuple[str, ...]:
+        """The paths of the values whose place depends on the tensor's name, by filters."""
+        if ingredients not in self.questions:
+            asked: list[tuple[int | None, str]] = [(None, parameter) for parameter in made.shared]
+            asked += [(place, parameter) for place in range(len(ingredients.inputs)) for parameter in _own(made)]
+            self.questions[ingredients] = {it: _fixed_path(ingredients, *it) for it in asked}
+        questions = self.questions[ingredients]
+        if None not in questions.values():
+            return ()
+        return tuple(value.path for value in self._values(made, name, read))
+
+    def _values(self, made: Parameters, name: str, read: tuple[tuple[Source, str], ...]) -> Iterator[ResolvedValue]:
+        ingredients = made.ingredients
+        assert ingredients is not None  # asked for by the caller
+        names = dict(read)
+        seen: dict[str, int] = {}
+        for place, own in zip(made.places, made.inputs, strict=True):
+            source = ingredients.inputs[place].source
+            label = label_of(source)
+            seen[label] = seen.get(label, 0) + 1
+            owner = label if seen[label] == 1 else f"{label} #{seen[label]}"
+            for parameter, value in own.items():
+                path = self._path(ingredients, place, parameter, names.get(source, name))
+                yield ResolvedValue(owner, parameter, path, value_text(value))
+        for parameter, value in made.shared.items():
+            yield ResolvedValue("", parameter, self._path(ingredients, None, parameter, name), value_text(value))
+
+    def _path(self, ingredients: Ingredients, place: int | None, parameter: str, name: str) -> str:
+        fixed = self.questions[ingredients].get((place, parameter))
+        return fixed if fixed is not None else _found_path(ingredients, place, parameter, name)
 
 
-def setting_text(setting: Setting) -> str:
-    """A setting on one line, as one would write it in a recipe."""
-    values = []
-    for branch in setting.branches:
-        text = _value_text(branch.value)
-        values.append(f"{branch.filter}: {text}" if branch.filter is not None else text)
-    return values[0] if len(values) == 1 else "{" + ", ".join(values) + "}"
+def _own(made: Parameters) -> tuple[str, ...]:
+    return tuple(made.inputs[0]) if made.inputs else ()
 
 
-def _value_text(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_value_text(item) for item in value) + "]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+def _fixed_path(ingredients: Ingredients, place: int | None, parameter: str) -> str | None:
+    """Where a parameter is set for every tensor, or would be; None where filters decide."""
+    levels = ingredients.levels if place is None else ingredients.inputs[place].levels
+    having = [level for level in levels if parameter in level.parameters]
+    if not having:
+        return f"{levels[0].path}.{parameter}" if levels else parameter
+    first = having[0].parameters[parameter]
+    decides = any(branch.filter in (None, "", "*") and branch.value != () for branch in first.branches)
+    return f"{having[0].path}.{parameter}" if decides or len(having) == 1 else None
 
 
-def _inputs(step: Step, compiled: Compiled) -> Iterator[tuple[str, str]]:
-    for source in step.sources():
-        if isinstance(source, StepReference):
-            yield _STEP + source.name, ""
-            continue
-        checkpoint = compiled.checkpoints[source]
-        keys = [compiled.graph.key(tensor) or "" for tensor in checkpoint.tensors.values()]
-        yield str(source), combined_key([*checkpoint.tensors, *keys])
+def _found_path(ingredients: Ingredients, place: int | None, parameter: str, name: str) -> str:
+    """Where a parameter is set for the tensor called `name`."""
+    levels = ingredients.levels if place is None else ingredients.inputs[place].levels
+    having = [level for level in levels if parameter in level.parameters]
+    deciding = [level for level in having if _says(level.parameters[parameter], name)]
+    return f"{(deciding or having)[0].path}.{parameter}"
 
 
-def _operations(step: Step, compiled: Compiled) -> set[str]:
-    nodes = compiled.results[step.name].nodes
-    return {compiled.graph[i].op for i in nodes if compiled.graph[i].kind != "load"}
+def _says(setting: Setting, name: str) -> bool:
+    return any(branch.matches(name) and branch.value != () for branch in setting.branches)
+
+
+def _rounding(graph: Graph, node: int) -> str:
+    """The formats a value was rounded to, last first."""
+    found = []
+    while graph[node].op == "cast":
+        found.append(str(graph[node].parameters["dtype"]))
+        node = graph[node].inputs[0]
+    return ", ".join(found)

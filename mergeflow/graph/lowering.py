@@ -124,14 +124,14 @@ class _Step:
             return None
         read = _reading(entry, [place for place in decision.inputs if found[place] is not None])
         if is_buffer(self.graph, [tensor.node for _, tensor in held]):
-            return self._carry_buffer(entry, held), Parameters({}, (), read)
+            return self._carry_buffer(entry, held), Parameters({}, (), read, entry.ingredients)
         if decision.fate == "merge":
             return self._merge(entry, decision, found)
         kept = found[decision.inputs[0]]
         assert kept is not None  # what is carried is there
         if decision.fate == "equal":
             self._expect_equal(entry, held)
-        return self._rounded(kept.node, kept.stored), Parameters({}, (), read[:1])
+        return self._rounded(kept.node, kept.stored), Parameters({}, (), read[:1], entry.ingredients)
 
     def _merge(self, entry: Entry, decision: Decision, found: Sequence[Tensor | None]) -> tuple[Tensor, Parameters]:
         ingredients = entry.ingredients
@@ -159,7 +159,7 @@ class _Step:
             raise _Stop from None
         read = _reading(entry, [*places, *([base_place] if base_place is not None else [])])
         stored = reduce(promote, (tensor.stored for tensor in tensors))
-        return self._rounded(node, stored), Parameters(shared, tuple(own), read)
+        return self._rounded(node, stored), Parameters(shared, tuple(own), read, ingredients, tuple(places))
 
     def _parameters(
         self, entry: Entry, places: Sequence[int]

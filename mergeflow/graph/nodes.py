@@ -90,9 +90,8 @@ class Graph:
         """The key that `load` gives a checkpoint's tensor, without adding it; None while a digest is not known."""
         if isinstance(source, TensorSource):
             return self.digests.get(source)
-        text = _view_text(source.shape, dict(source.parameters))
         keys = [self.key(tensor) for tensor in source.inputs]
-        return _key_if_known(source.op, OPS[source.op].version, text, source.dtype, keys)
+        return value_key(source.op, dict(source.parameters), source.dtype, source.shape, keys)
 
     def add(self, op: str, inputs: Sequence[int], parameters: Mapping[str, object]) -> int:
         """The value of operation `op` (a name of the table of operations) on `inputs`.
@@ -164,6 +163,15 @@ def _result_dtype(op: str, tensors: Sequence[Node], parameters: Mapping[str, obj
         return by_name(str(parameters["dtype"]))
     wide = [compute_dtype(node.dtype) for node in tensors if node.dtype is not None]
     return next((dtype for dtype in wide if dtype != FLOAT32), FLOAT32)
+
+
+def value_key(
+    op: str, parameters: Mapping[str, object], dtype: DType | None, shape: tuple[int, ...], keys: Sequence[str | None]
+) -> str | None:
+    """The key of the value of an operation, as `Graph` gives it; None while a key of `keys`, its inputs', is."""
+    row = OPS[op]
+    text = _view_text(shape, parameters) if row.kind == "view" else canonical(parameters)
+    return _key_if_known(op, row.version, text, dtype, keys)
 
 
 def _view_text(shape: tuple[int, ...], parameters: Mapping[str, object]) -> bytes:

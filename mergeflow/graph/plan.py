@@ -6,23 +6,20 @@ already. It is frozen; making it reads no weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mergeflow.graph.history import StepDescription, describe_steps, differences
+from mergeflow.graph.candidates import Keeping, StepKeeping, what_to_keep
 from mergeflow.graph.memory import Budget, allocate, peak_bytes
 from mergeflow.graph.nodes import Graph, Node
+from mergeflow.graph.policy import NOMINALLY, Circumstances, Rates
 from mergeflow.graph.program import READ, Instruction, Pass, Program
 from mergeflow.graph.tasks import Known, Target, Task, form_tasks, is_known, needed_nodes, tasks_before
 from mergeflow.graph.values import Compiled, CompiledOutput, OutputTensor
-from mergeflow.methods.ops import OPS
 from mergeflow.recipe.records import CachePolicy, Recipe
 
 Fate = Literal["computed", "cached", "kept"]
-
-# Nanoseconds per element: putting a tensor into the cache and reading it back takes a few.
-COSTLY = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,8 @@ class StepPlan:
         tensors: how many the step has; `computed` of them are evaluated now, `cached` are read from the cache, and
             nothing needs the others.
         statistics: how many the run needs of this step; `statistics_known` of them are in the cache.
-        why: why it must run, a line each; empty when nothing of it runs.
+        why: why it must run, a line each (`workflow.reasons` fills it in); empty when nothing of it runs.
+        keeping: what of its results is put into the cache; None where it computes none that could be.
     """
 
     name: str
@@ -44,7 +42,8 @@ class StepPlan:
     statistics: int
     statistics_known: int
     policy: CachePolicy
-    why: tuple[str, ...]
+    why: tuple[str, ...] = ()
+    keeping: StepKeeping | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,7 @@ class Plan:
         before: waves of tasks whose results `tasks` read.
         digests_missing: how many tensors have never been read on this machine: until a run reads them, nothing that
             depends on them has a key, and all of it counts as computed.
+        rates: the rates by which it was decided what to keep.
     """
 
     recipe: Recipe
@@ -82,6 +82,7 @@ class Plan:
     cache_bytes_written: int
     peak_bytes: int
     digests_missing: int
+    rates: Rates
 
 
 def computed_keys(nodes: Iterable[Node]) -> list[str]:
@@ -101,66 +102,43 @@ def make_plan(
     targets: Sequence[Target],
     known: Known,
     budget: Budget,
-    before: Mapping[str, StepDescription],
     is_native: Callable[[Program], bool] = lambda _: False,
+    circumstances: Circumstances = NOMINALLY,
 ) -> Plan:
     """The plan that brings `targets` (the output tensors that are not there already) to their places.
 
     Args:
         known: tensors and statistics of the cache.
-        before: the steps as they were in the last run of this recipe, to say what changed.
         is_native: whether the native library evaluates a program, which takes less memory.
+        circumstances: what the rule of ``cache: auto`` is told of the machine, the room and later candidates.
     """
     graph = compiled.graph
     unkept = unkept_nodes(recipe, compiled)
-    wanted = [*targets, *_to_cache(recipe, compiled, targets, known, unkept)]
+    needed = needed_nodes(graph, (target.node for target in targets), known)  # what is kept is among them
+    keeping = what_to_keep(recipe, compiled, targets, needed, known, unkept, circumstances, budget.threads)
+    wanted = [*targets, *keeping.targets]
     before_tasks, after = tasks_before(graph, wanted, known, unkept)
     # A part of a view that is to be cached besides is in the cache by then.
     left = [target for target in wanted if target.place is not None or not is_known(graph[target.node], after)]
     tasks = form_tasks(graph, left, after, unkept)
-    needed = frozenset(needed_nodes(graph, (target.node for target in wanted), known))
     programs = [program for wave in (*before_tasks, tasks) for task in wave for program in task.programs]
-    now = describe_steps(recipe, compiled)
+    is_needed = frozenset(needed)
+    natively = {id(program) for program in programs if is_native(program)}
     return Plan(
         recipe=recipe,
         compiled=compiled,
-        steps=tuple(_step(name, recipe, compiled, needed, known, now, before) for name in compiled.results),
+        steps=tuple(_step(name, recipe, compiled, is_needed, known, keeping) for name in compiled.results),
         outputs=tuple(_output(output, graph, targets, known) for output in compiled.outputs),
         tasks=tasks,
         before=before_tasks,
         budget=budget,
-        bytes_read=sum(_bytes_read(program, budget, is_native) for program in programs),
+        bytes_read=sum(_bytes_read(program, budget, is_native=id(program) in natively) for program in programs),
         bytes_written=sum(_bytes(graph, target) for target in targets),
         cache_bytes_written=0 if known.cache_is_off else sum(_bytes_cached(program) for program in programs),
-        peak_bytes=peak_bytes(programs, budget, is_native),
+        peak_bytes=peak_bytes(programs, budget, lambda program: id(program) in natively),
         digests_missing=sum(1 for node in graph if node.kind == "load" and node.key is None),
+        rates=keeping.rates,
     )
-
-
-def _to_cache(
-    recipe: Recipe, compiled: Compiled, targets: Sequence[Target], known: Known, unkept: Set[int]
-) -> Iterable[Target]:
-    """The results of steps with ``cache: always``, and costly ones, that a run computes and that are not cached yet."""
-    if not targets or known.cache_is_off:
-        return
-    waiting = set(needed_nodes(compiled.graph, (target.node for target in targets), known)) - unkept
-    for step in recipe.steps:
-        if step.cache == "never" or step.name not in compiled.results:
-            continue
-        for name, tensor in compiled.results[step.name].tensors.items():
-            node = compiled.graph[tensor.node]
-            if step.cache == "auto" and not _is_costly(compiled.graph, node):
-                continue
-            if node.id in waiting and node.kind != "load" and not is_known(node, known):
-                waiting.discard(node.id)  # tied tensors, and steps that say the same, are one value
-                yield Target(node.id, name, step.name, None)
-
-
-def _is_costly(graph: Graph, node: Node) -> bool:
-    """Whether a value takes so long to compute that it is kept without being asked for."""
-    while node.op == "cast":
-        node = graph[node.inputs[0]]
-    return node.op in OPS and OPS[node.op].cost >= COSTLY
 
 
 def _step(
@@ -169,15 +147,13 @@ def _step(
     compiled: Compiled,
     needed: frozenset[int],
     known: Known,
-    now: Mapping[str, StepDescription],
-    before: Mapping[str, StepDescription],
+    keeping: Keeping,
 ) -> StepPlan:
     graph, result = compiled.graph, compiled.results[name]
     here = [graph[tensor.node] for tensor in result.tensors.values() if tensor.node in needed]
     computed = sum(1 for node in here if node.kind == "load" or not is_known(node, known))
     statistics = [graph[i] for i in result.nodes if i in needed and graph[i].kind == "statistic"]
     step = recipe.step(name)
-    why = differences(name, now, before) or ["needed again, and its tensors are not cached"] if computed else []
     return StepPlan(
         name=name,
         method=step.merge_method,
@@ -187,7 +163,7 @@ def _step(
         statistics=len(statistics),
         statistics_known=sum(1 for node in statistics if is_known(node, known)),
         policy=step.cache,
-        why=tuple(why),
+        keeping=keeping.steps.get(name),
     )
 
 
@@ -223,9 +199,10 @@ def _bytes_cached(program: Program) -> int:
     return sum(program.size * value.dtype.itemsize for value in values if value.dtype)
 
 
-def _bytes_read(program: Program, budget: Budget, is_native: Callable[[Program], bool]) -> int:
-    storage = allocate(program, budget.share_bytes, retain_inputs=not is_native(program))
-    kept = {keep.instruction for keep in storage.keeps}
+def _bytes_read(program: Program, budget: Budget, *, is_native: bool) -> int:
+    # The native evaluation retains no inputs.
+    keeps = () if is_native else allocate(program, budget.share_bytes).keeps
+    kept = {keep.instruction for keep in keeps}
     total = 0
     for i, passes in program.reads().items():
         times = 1 if i in kept else len(passes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mergeflow.dtypes import DType
 from mergeflow.errors import Problem
+from mergeflow.graph.ingredients import Ingredients
 from mergeflow.graph.nodes import Graph
 from mergeflow.methods.schema import Value as ParameterValue
 from mergeflow.methods.schema import ValueType
@@ -34,12 +35,15 @@ class Parameters:
     """What one tensor is made of: shared parameters, and one mapping per input in listed order.
 
     `read` are the tensors it is made from, each the source and the tensor's name there: those of the inputs in the same
-    order (but for deltas that lack it), then the base's.
+    order (but for deltas that lack it), then the base's. `ingredients` is the place in the recipe that says so, and
+    `places` are those of `inputs` among its inputs.
     """
 
     shared: Mapping[str, ParameterValue | None]
     inputs: tuple[Mapping[str, ParameterValue | None], ...]
     read: tuple[tuple[Source, str], ...] = ()
+    ingredients: Ingredients | None = None
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ class CompiledOutput:
         stacks: those that do not have the donor's layers, one by one: its config.json cannot stay as it is.
         vocabulary: the merged one; None where it is the donor's, or that of `tokenizer`.
         chat_template: in place of the donor's; None where it stays.
+        type: weights, or a delta that is written as one.
     """
 
     output: Output
@@ -125,6 +130,7 @@ class CompiledOutput:
     stacks: tuple[Stack, ...] = ()
     vocabulary: MergedVocabulary | None = None
     chat_template: str | None = None
+    type: ValueType = "weights"
 
 
 @dataclass(frozen=True, slots=True)

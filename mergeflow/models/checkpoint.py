@@ -13,10 +13,11 @@ from pathlib import Path
 from mergeflow.errors import CheckpointError
 from mergeflow.models.files import folder_files
 from mergeflow.models.gguf import read_gguf, tell_of_tokenizer
+from mergeflow.models.header import DELTA_MARK, read_header
 from mergeflow.models.index import MAX_INDEX_BYTES, assemble, parse_index
 from mergeflow.models.records import Checkpoint
 from mergeflow.models.strict_json import read_object
-from mergeflow.models.weights import GGUF, MODEL, READERS, Contents, is_weights_file, read_weights
+from mergeflow.models.weights import GGUF, MODEL, READERS, SAFETENSORS, Contents, is_weights_file, read_weights
 from mergeflow.recipe.nearest import nearest
 
 MAX_CONFIG_BYTES = 20_000_000
@@ -53,6 +54,7 @@ def open_checkpoint(folder: Path, label: str, revision: str | None = None, *, co
         config=read_config(folder / contents.config) if contents.config in names else _own_config(folder / shards[0]),
         files=folder_files(folder).carried,
         revision=revision,
+        is_delta=_is_delta(folder / shards[0]),
     )
 
 
@@ -65,7 +67,12 @@ def _open_bare_file(path: Path, label: str) -> Checkpoint:
     tensors = assemble({path.name: read_weights(path)}, {}, f"{path.parent}")
     if not tensors:
         raise CheckpointError(f"{label}: {path} holds no tensors")
-    return Checkpoint(label, Path(os.path.abspath(path)), tensors, _own_config(path))
+    return Checkpoint(label, Path(os.path.abspath(path)), tensors, _own_config(path), is_delta=_is_delta(path))
+
+
+def _is_delta(weights: Path) -> bool:
+    name, value = DELTA_MARK
+    return weights.suffix.lower() == SAFETENSORS and read_header(weights).metadata.get(name) == value
 
 
 def _own_config(weights: Path) -> Mapping[str, object]:

@@ -88,13 +88,17 @@ class DigestMemory:
         digests.update(self._hash(missing, max(1, threads), on_bytes))
         return digests
 
+    def notebook(self) -> Notebook:
+        """For whoever hashes tensors itself, from now on; what it notes is remembered when it is saved."""
+        return Notebook(self.path, self.now_ns())
+
     def _hash(
         self, sources: list[TensorSource], threads: int, on_bytes: Callable[[int], None]
     ) -> dict[TensorSource, str]:
         """Hash in `threads` threads, remembering as it goes, also when it ends in an error."""
         stop = threading.Event()
         begun_ns = self.now_ns()
-        notes = _Notebook(self.path, begun_ns)
+        notes = Notebook(self.path, begun_ns)
         buffers: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for _ in range(threads):
             buffers.put(memoryview(bytearray(BLOCK_BYTES)))
@@ -123,8 +127,8 @@ class DigestMemory:
         return digests
 
 
-class _Notebook:
-    """What has been computed and not yet written to the memory."""
+class Notebook:
+    """What has been computed since `begun_ns` and not yet written to the memory. One thread at a time."""
 
     def __init__(self, path: Path | None, begun_ns: int) -> None:
         self._path = path
@@ -133,7 +137,7 @@ class _Notebook:
         self._bytes = 0
 
     def add(self, digests: Mapping[TensorSource, str], quiet: frozenset[FileIdentity]) -> None:
-        """Note those digests whose files are certain not to have changed unnoticed."""
+        """Note those digests whose files are certain not to have changed unnoticed: of `quiet` ones, and older."""
         for source, digest in digests.items():
             files = {segment.file for segment in source.segments}
             if files <= quiet and all(is_settled(file, self._begun_ns) for file in files):
@@ -143,6 +147,7 @@ class _Notebook:
             self.save()
 
     def save(self) -> None:
+        """Write what was noted to the memory."""
         if self._path is not None and self._rows and not remember(self._path, self._rows):
             self._path = None  # said once; trying again and again would only say it again
         self._rows, self._bytes = {}, 0
@@ -154,7 +159,7 @@ def is_settled(file: FileIdentity, now_ns: int) -> bool:
     return max(file.mtime_ns, file.ctime_ns) + tick < now_ns
 
 
-def _add_finished(futures: Iterable[Future[_Batch]], digests: dict[TensorSource, str], notes: _Notebook) -> None:
+def _add_finished(futures: Iterable[Future[_Batch]], digests: dict[TensorSource, str], notes: Notebook) -> None:
     """After an error or an interruption: keep what other threads had finished."""
     for future in futures:
         if future.done() and not future.cancelled() and future.exception() is None:

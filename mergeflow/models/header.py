@@ -32,6 +32,8 @@ MAX_DIMENSIONS = 64
 MAX_EXTENT = 2**63 - 1
 _LFS_POINTER = b"version "
 _METADATA = "__metadata__"
+# What the header of a delta says, so that nobody takes it for weights.
+DELTA_MARK = ("mergeflow.type", "delta")
 _DTYPES: Mapping[object, DType] = {dtype.code: dtype for dtype in DTYPES}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mergeflow.errors import CheckpointError
 from mergeflow.models.checkpoint import open_checkpoint, read_config
-from mergeflow.models.files import choose
+from mergeflow.models.files import LOCK_NAME, choose
 from mergeflow.models.gguf import tell_of_tokenizer
 from mergeflow.models.hub_cache import DEFAULT_HUB, Hub, cached_commit, has_files, keep_commit
 from mergeflow.models.hub_errors import expected_errors, explain, is_unreachable
@@ -26,7 +26,7 @@ from mergeflow.models.hub_transfer import cached_file, download_files, remote_gg
 from mergeflow.models.identity import REMOTE
 from mergeflow.models.index import assemble, parse_index
 from mergeflow.models.records import Checkpoint, FileIdentity
-from mergeflow.models.weights import GGUF, MODEL, REPOSITORY, Contents, Tensors
+from mergeflow.models.weights import DELTA_INDEX_NAME, DELTA_NAME, GGUF, MODEL, REPOSITORY, Contents, Tensors
 
 _LOG = logging.getLogger(__name__)
 ASK_SECONDS = 15.0
@@ -169,6 +169,8 @@ def _open(listing: _Listing, label: str, hub: Hub, contents: Contents) -> Checkp
         text = cached_file(hub, listing.repo_id, listing.commit, found.index).read_bytes()
         weight_map = parse_index(text, f"{label}: {found.index}", found.index)
     shards = [found.file] if found.file else sorted(set(weight_map.values()))
+    if contents is MODEL and LOCK_NAME in listing.files and listing.files[LOCK_NAME].size <= MAX_CARRIED_BYTES:
+        cached_file(hub, listing.repo_id, listing.commit, LOCK_NAME)  # how the model was made, when it is a merge
     if has_files(snapshot, [*shards, *carried]):
         return open_checkpoint(snapshot, label, listing.commit, contents=contents)
     missing = [shard for shard in shards if shard not in listing.files]
@@ -187,7 +189,8 @@ def _open(listing: _Listing, label: str, hub: Hub, contents: Contents) -> Checkp
         config = read_config(cached_file(hub, listing.repo_id, listing.commit, contents.config))
     elif config:
         tell_of_tokenizer(label, listing.files)
-    return Checkpoint(label, None, tensors, config, carried, listing.commit)
+    is_delta = found.index == DELTA_INDEX_NAME or found.file == DELTA_NAME
+    return Checkpoint(label, None, tensors, config, carried, listing.commit, is_delta=is_delta)
 
 
 def _headers(listing: _Listing, shards: Sequence[str], hub: Hub) -> dict[str, Tensors]:

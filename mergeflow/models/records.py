@@ -119,6 +119,7 @@ class Checkpoint:
         tokenizer: as its files state it; None when nobody needs it, or when it has none.
         chat_template: likewise, of a model whose tokenizer itself is not needed.
         adapter_revisions: those of its adapters, in order; None for one of this machine.
+        is_delta: whether its files say that they are a delta, which mergeflow exported.
     """
 
     label: str
@@ -130,3 +131,4 @@ class Checkpoint:
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
     adapter_revisions: tuple[str | None, ...] = ()
+    is_delta: bool = False

@@ -2,7 +2,7 @@
 
 The first of these that is there, whatever else lies beside it:
 
-    model.safetensors.index.json, model.safetensors, the only *.safetensors file,
+    model.safetensors.index.json, delta.safetensors.index.json, model.safetensors, the only *.safetensors file,
     pytorch_model.bin.index.json, pytorch_model.bin, the only *.bin, *.pt, *.pth or *.ckpt file,
     the only *.gguf file
 
@@ -36,6 +36,9 @@ GGUF = ".gguf"
 # The place of files that are listed by the hub: one of them has no path that could be named.
 REPOSITORY = "the repository"
 PICKLED_NAME = "pytorch_model.bin"
+# What mergeflow calls a delta that it exports.
+DELTA_NAME = "delta.safetensors"
+DELTA_INDEX_NAME = "delta.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_NAMES = frozenset({*ADAPTER_WEIGHTS, ADAPTER_CONFIG})
@@ -116,6 +119,8 @@ def find_weights(names: Iterable[str], label: str, place: str) -> WeightsFiles:
     if INDEX_NAME in listed:
         return WeightsFiles(index=INDEX_NAME)
     tensors = _ending_in(listed, SAFETENSORS)
+    if DELTA_INDEX_NAME in listed:
+        return WeightsFiles(index=DELTA_INDEX_NAME)
     if SINGLE_NAME in listed or tensors:
         return WeightsFiles(file=_only(tensors, SINGLE_NAME, "safetensors", INDEX_NAME, label, place))
     if PICKLED_INDEX_NAME in listed:

@@ -83,6 +83,20 @@ def model_card(card: Card) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def delta_card(card: Card) -> str:
+    """The text of README.md beside a delta, which is no model: no front matter that the hub would read as one's."""
+    sections = [
+        f"# {_one_line(card.title)}",
+        f"A delta, not a model: what a merge adds to its base. Written by mergeflow {card.version}: {card.tensors} "
+        f"tensors, {card.parameters:,} parameters, {card.bytes:,} bytes. In a recipe it stands wherever a task vector "
+        "may.",
+        "## Models\n\n" + _table(("name", "model", "revision"), [_model_row(model) for model in card.models]),
+        "## Method\n\n" + _table(("step", "method", "merges", "base"), [_step_row(step) for step in card.steps]),
+        f"## Recipe\n\n{_fenced(card.recipe, 'yaml')}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
 @dataclass(frozen=True, slots=True)
 class License:
     """A licence as the hub writes it: its word, and for one that the hub has no word for (``other``) name and link."""

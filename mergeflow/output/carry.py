@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from mergeflow.errors import RunError
 from mergeflow.output.disk import Disk
-from mergeflow.output.layout import INDEX_FILE
+from mergeflow.output.layout import index_file
 from mergeflow.output.lock import LOCK_FILE, Lock
 
 
@@ -33,8 +33,8 @@ def carry_over(
         RunError: a folder in `earlier` is on another file system.
         OSError: a file cannot be linked or copied.
     """
-    weights = {LOCK_FILE, INDEX_FILE, *(shard.file for shard in earlier_lock.shards)}
-    taken = {LOCK_FILE, INDEX_FILE, *lock.files, *(shard.file for shard in lock.shards)}
+    weights = {LOCK_FILE, index_file(earlier_lock.shards), *(shard.file for shard in earlier_lock.shards)}
+    taken = {LOCK_FILE, index_file(lock.shards), *lock.files, *(shard.file for shard in lock.shards)}
     carried = {}
     for path in _files_below(earlier, ""):
         written = {earlier_lock.files.get(path), lock.files.get(path)} - {None}

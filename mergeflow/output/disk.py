@@ -10,8 +10,10 @@ import errno
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
+from mergeflow.output.patch_record import Write
 from mergeflow.output.transfer import copy_range, exchange_names
 
 
@@ -45,6 +47,16 @@ class Disk:
         """Create `path` with the content of `source` (of the file it leads to, when it is a link)."""
         with source.open("rb") as origin, path.open("wb") as file:
             copy_range(origin.fileno(), 0, file.fileno(), 0, os.fstat(origin.fileno()).st_size)
+
+    def patch(self, source: Path, path: Path, writes: Sequence[Write]) -> None:
+        """Write parts of the file `source` over an existing file, which keeps its size and its inode."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with source.open("rb") as origin:
+                for write in writes:
+                    copy_range(origin.fileno(), write.start, descriptor, write.offset, write.nbytes)
+        finally:
+            os.close(descriptor)
 
     def link(self, source: Path, path: Path) -> None:
         """Give the file `source` a second name; copy it where the file system cannot. Links are kept as links."""

@@ -2,7 +2,8 @@
 
 A line names the shard, its key, and the file it was (inode, size, time of the last write). A file that no longer is
 that file does not count: the name may by now belong to something else, such as the earlier output that took the place
-of a staging folder killed in the middle of publishing. A line that was cut off does not count either.
+of a staging folder killed in the middle of publishing. A line that was cut off does not count either, nor one that no
+run of ours wrote.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mergeflow.errors import CheckpointError
+from mergeflow.models.strict_json import parse_object
+
 JOURNAL_FILE = "journal.jsonl"
+
+# A line has a file name (255 bytes at most), a key and three numbers; a model has some thousand shards at most.
+_MAX_LINE_BYTES = 4096
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,8 @@ def journal_line(entry: Completed) -> bytes:
 def read_journal(journal: Path, folder: Path) -> dict[str, str]:
     """The complete shards in `folder`: file name by key, without those whose file was replaced since."""
     try:
-        lines = journal.read_bytes().splitlines()
+        with journal.open("rb") as file:
+            lines = file.read(_MAX_BYTES).splitlines()
     except OSError:
         return {}
     entries = [entry for entry in map(_parse, lines) if entry is not None]
@@ -54,8 +63,14 @@ def read_journal(journal: Path, folder: Path) -> dict[str, str]:
 
 
 def _parse(line: bytes) -> Completed | None:
-    try:
-        entry = Completed(**json.loads(line))
-    except (ValueError, TypeError):
+    if len(line) > _MAX_LINE_BYTES:
         return None
-    return entry if isinstance(entry.file, str) and os.path.basename(entry.file) == entry.file else None
+    try:
+        fields = parse_object(line, JOURNAL_FILE, unique=True)
+    except CheckpointError:
+        return None
+    match fields:
+        case {"file": str(file), "key": str(key), "inode": int(inode), "size": int(size), "mtime_ns": int(mtime_ns)}:
+            plain = len(fields) == 5 and os.path.basename(file) == file and "\0" not in file
+            return Completed(file, key, inode, size, mtime_ns) if plain else None
+    return None

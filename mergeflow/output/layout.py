@@ -11,6 +11,8 @@ natural alignment); tensors of the same width keep the given order.
 
 A shard's key is a hash of its header and of its tensors' keys: everything that determines its bytes, and not its
 file name, so that a shard survives the renumbering of its neighbours.
+
+A delta has other names (``delta.safetensors``) and says in each header what it is: no loader of models finds it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from blake3 import blake3
 
@@ -27,12 +30,14 @@ from mergeflow.errors import OutputError
 from mergeflow.output.text import json_text
 
 INDEX_FILE = "model.safetensors.index.json"
+MODEL_STEM, DELTA_STEM = "model", "delta"
 
 # The safetensors library refuses to open anything with a longer header.
 MAX_HEADER_BYTES = 100_000_000
 
 _HEADER_ALIGNMENT = 8
-_METADATA = {"format": "pt"}  # transformers 4 refuses a file that does not say which framework it is for
+# transformers 4 refuses a file that does not say which framework it is for.
+PLAIN_METADATA: Mapping[str, str] = MappingProxyType({"format": "pt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Shard:
         header: the first bytes of the file, up to where the data starts (the length field included).
         size: of the whole file, in bytes.
         key: the same for two shards exactly when their bytes are; None when a tensor's key is.
+        metadata: what the header says beside its tensors.
     """
 
     file: str
@@ -74,29 +80,42 @@ class Shard:
     header: bytes
     size: int
     key: str | None
+    metadata: Mapping[str, str] = field(default_factory=lambda: dict(PLAIN_METADATA))
 
     @property
     def data_bytes(self) -> int:
         return self.size - len(self.header)
 
 
-def plan_shards(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> tuple[Shard, ...]:
+def plan_shards(
+    tensors: Sequence[OutputTensor],
+    max_shard_bytes: int,
+    *,
+    stem: str = MODEL_STEM,
+    metadata: Mapping[str, str] = PLAIN_METADATA,
+) -> tuple[Shard, ...]:
     """Spread `tensors`, in their order, over shards of at most `max_shard_bytes` of data (0: no limit).
 
     One shard is called ``model.safetensors``, several ``model-00001-of-0000N.safetensors``. No tensors, no shards.
+
+    Args:
+        stem: what file names begin with, in place of ``model``.
+        metadata: what each header says beside its tensors.
 
     Raises:
         OutputError: two tensors share a name, or a name cannot be written in a safetensors header.
     """
     _check_names(tensors)
     groups = _group(tensors, max_shard_bytes)
-    return tuple(shard_of(_file_name(number, len(groups)), group) for number, group in enumerate(groups, start=1))
+    return tuple(
+        shard_of(_file_name(stem, number, len(groups)), group, metadata) for number, group in enumerate(groups, start=1)
+    )
 
 
-def shard_of(file: str, tensors: Sequence[OutputTensor]) -> Shard:
+def shard_of(file: str, tensors: Sequence[OutputTensor], metadata: Mapping[str, str] = PLAIN_METADATA) -> Shard:
     """The shard called `file` that holds exactly these tensors, wider number formats first."""
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
-    header = _header(ordered)
+    header = _header(ordered, metadata)
 
     placed = []
     offset = len(header)
@@ -104,11 +123,17 @@ def shard_of(file: str, tensors: Sequence[OutputTensor]) -> Shard:
         placed.append(PlacedTensor(tensor, offset))
         offset += tensor.nbytes
 
-    return Shard(file, tuple(placed), header, offset, _shard_key(header, ordered))
+    return Shard(file, tuple(placed), header, offset, _shard_key(header, ordered), dict(metadata))
+
+
+def index_file(shards: Sequence[Shard]) -> str:
+    """The name of the index of some shards: that of a model, or of a delta."""
+    is_delta = any(shard.file.startswith(f"{DELTA_STEM}-") for shard in shards)
+    return INDEX_FILE.replace(MODEL_STEM, DELTA_STEM, 1) if is_delta else INDEX_FILE
 
 
 def index_json(shards: Sequence[Shard]) -> str:
-    """The text of ``model.safetensors.index.json``: which file holds which tensor, in written order."""
+    """The text of the index: which file holds which tensor, in written order."""
     weight_map = {placed.tensor.name: shard.file for shard in shards for placed in shard.tensors}
     total = sum(shard.data_bytes for shard in shards)
     index: Mapping[str, object] = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -128,12 +153,12 @@ def _group(tensors: Sequence[OutputTensor], max_shard_bytes: int) -> list[list[O
     return groups
 
 
-def _file_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+def _file_name(stem: str, number: int, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
 
 
-def _header(tensors: Sequence[OutputTensor]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": _METADATA}
+def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for tensor in tensors:
         end = start + tensor.nbytes

@@ -10,6 +10,8 @@ Before step 5 the earlier output is untouched, after it the new one is complete;
 ours that somebody edited is not thrown away when it is replaced: it stays beside the new one as ``NAME.bak``. When
 nothing at all would change, nothing is touched.
 
+A run that patches the target in place does 2 and 3 in the same way, and then decides for the patch: see `patching`.
+
 A file system that cannot exchange two names (renameat2 is Linux's, and not every file system has it) gets two renames;
 a run killed between them leaves no target, and the next run puts the earlier one back before it does anything else.
 """
@@ -24,12 +26,15 @@ from blake3 import blake3
 
 from mergeflow.errors import OutputError, RunError
 from mergeflow.output.carry import carry_over
+from mergeflow.output.compare import ShardWork
 from mergeflow.output.failures import reported
 from mergeflow.output.files import NewFile
-from mergeflow.output.layout import INDEX_FILE, index_json
+from mergeflow.output.layout import index_file, index_json
 from mergeflow.output.lock import LOCK_FILE, Lock, lock_json
+from mergeflow.output.patch_record import Patch
+from mergeflow.output.patching import commit, finish, shard_patches
 from mergeflow.output.run_lock import dismantle
-from mergeflow.output.sample import sample_digest
+from mergeflow.output.sample import PatchedTensors, sample_digest
 from mergeflow.output.staging import PREVIOUS_FOLDER, Staging
 from mergeflow.output.text import text_bytes
 
@@ -56,8 +61,8 @@ def publish(staging: Staging, files: Sequence[NewFile], lock: Lock) -> Published
     """Make the staged shards, the index, `files` and `lock` the target, in one step; releases the staging folder.
 
     Raises:
-        RunError: a shard is not complete, or the disk failed. The target is what it was before, and the staging
-            folder is still held (`abandon` it).
+        RunError: a shard is not complete, or the disk failed. The target is what it was before (or is in the middle
+            of being patched, which the message says), and the staging folder is still held (`abandon` it).
     """
     target = staging.target
     with reported(RunError, f"write {target.path}"):
@@ -68,13 +73,18 @@ def publish(staging: Staging, files: Sequence[NewFile], lock: Lock) -> Published
             _let_go(staging)
             return Published(target.path, changed=False, lock=complete)
 
-        _link_kept_shards(staging)
+        if not staging.is_in_place:
+            _link_kept_shards(staging)
         _write_files(staging, contents)
         complete = replace(complete, files=_digests({path: staging.next / path for path in contents}))
         carried = _carry(staging, target.path, staging.next, complete)
         _write_lock(staging, complete)
 
-        earlier = _swap(staging)
+        earlier: Path | None = None
+        if staging.is_in_place:
+            _patch(staging, contents, carried)
+        else:
+            earlier = _swap(staging)
         if earlier is not None:  # what was added to it while the new one was being put in place
             carried |= _carry(staging, earlier, target.path, complete, done=carried)
     warnings = (*target.warnings, *_edited(carried), *_let_go(staging))
@@ -84,12 +94,13 @@ def publish(staging: Staging, files: Sequence[NewFile], lock: Lock) -> Published
 def _contents(staging: Staging, files: Sequence[NewFile]) -> dict[str, bytes | Path]:
     """Every small file by its path; the index is ours to add. Shards must be complete by now."""
     for work in staging.works:
-        if work.state != "kept" and not (staging.next / work.shard.file).is_file():
+        if work.state != "kept" and not (staging.next / work.file).is_file():
             raise RunError(f"{work.shard.file} is not complete, so {staging.target.path} cannot be published")
 
     shards = [work.shard for work in staging.works]
-    reserved = {LOCK_FILE, INDEX_FILE, *(shard.file for shard in shards)}
-    contents: dict[str, bytes | Path] = {INDEX_FILE: text_bytes(index_json(shards))} if len(shards) > 1 else {}
+    index = index_file(shards)
+    reserved = {LOCK_FILE, index, *(shard.file for shard in shards)}
+    contents: dict[str, bytes | Path] = {index: text_bytes(index_json(shards))} if len(shards) > 1 else {}
     for file in files:
         path = PurePosixPath(file.path)
         if path.is_absolute() or ".." in path.parts or not path.parts:
@@ -101,14 +112,19 @@ def _contents(staging: Staging, files: Sequence[NewFile]) -> dict[str, bytes | P
 
 
 def _samples(staging: Staging) -> dict[str, str]:
-    """The sample of every shard: of a kept one what the earlier lock states, for it was just found to be true."""
-    earlier = staging.target.lock.samples if staging.target.lock is not None else {}
-    return {
-        work.shard.file: earlier[work.source.name]
-        if work.state == "kept" and work.source is not None
-        else sample_digest(staging.next / work.shard.file, work.shard)
-        for work in staging.works
-    }
+    """The sample of every shard."""
+    return {work.shard.file: _sample(staging, work) for work in staging.works}
+
+
+def _sample(staging: Staging, work: ShardWork) -> str:
+    """Of a kept shard what the earlier lock states, for it was just found to be true."""
+    if work.state == "kept" and work.source is not None and staging.target.lock is not None:
+        return staging.target.lock.samples[work.source.name]
+    if work.state != "patched":
+        return sample_digest(staging.next / work.file, work.shard)
+    offsets = {place.tensor.name: place.extent.offset for place in work.places}
+    patched = PatchedTensors(staging.next / work.file, offsets)
+    return sample_digest(staging.target.path / work.shard.file, work.shard, patched)
 
 
 def _digests(contents: Mapping[str, bytes | Path]) -> dict[str, str]:
@@ -199,6 +215,19 @@ def _swap(staging: Staging) -> Path | None:
             raise
     disk.sync(target.parent)
     return earlier
+
+
+def _patch(staging: Staging, contents: Mapping[str, bytes | Path], carried: Mapping[str, str]) -> None:
+    """Decide for the patch, and apply it."""
+    target = staging.target
+    moved = (*contents, *(name for path, name in carried.items() if name != path))
+    ours = target.lock.files if target.lock is not None else {}
+    removed = tuple(path for path in ours if path not in contents and path not in carried)
+    patch = Patch(shard_patches(target.path, staging.works), moved, removed)
+    commit(staging.folder, patch, staging.disk)
+    what = f"finish patching {target.path}, which is between two versions until a run to it has finished that"
+    with reported(RunError, what):
+        finish(target.path, staging.folder, staging.disk)
 
 
 def _let_go(staging: Staging) -> tuple[str, ...]:

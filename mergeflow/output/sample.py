@@ -13,45 +13,61 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
-from mergeflow.execute.files import read_all
-from mergeflow.output.layout import PlacedTensor, Shard
+from mergeflow.output.layout import Shard
 
 SAMPLE_BYTES = 4096
 
 
-def sample_digest(path: Path, shard: Shard) -> str:
+@dataclass(frozen=True, slots=True)
+class PatchedTensors:
+    """Tensors whose bytes do not lie in the shard yet, but in a patch file: at which offset, by name."""
+
+    file: Path
+    offsets: Mapping[str, int]
+
+
+def sample_digest(path: Path, shard: Shard, patched: PatchedTensors | None = None) -> str:
     """blake3, in hexadecimal, of the samples of the shard's tensors in the order of their bytes.
+
+    With `patched`, of the shard as it will be.
 
     Raises:
         OSError: the file cannot be read, or ends before its tensors do.
     """
     hasher = blake3()
-    buffer = memoryview(bytearray(SAMPLE_BYTES))
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # Reading ahead, as for a file read in order, would fetch 30 times what is looked at.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        for offset, nbytes in _pieces(shard):
-            if read_all(descriptor, offset, buffer[:nbytes]) < nbytes:
-                raise OSError(errno.EIO, f"ends before byte {offset + nbytes}", str(path))
-            hasher.update(buffer[:nbytes])
-    finally:
-        os.close(descriptor)
+    with ExitStack() as stack:
+        shard_file = _open(path, stack)
+        patch_file = -1 if patched is None else _open(patched.file, stack)
+        offsets = {} if patched is None else patched.offsets
+        for placed in shard.tensors:
+            nbytes = placed.tensor.nbytes
+            if placed.tensor.name in offsets:
+                _sample(hasher, patch_file, offsets[placed.tensor.name], nbytes, path)
+            else:
+                _sample(hasher, shard_file, placed.offset, nbytes, path)
     return hasher.hexdigest()
 
 
-def _pieces(shard: Shard) -> Iterator[tuple[int, int]]:
-    """(offset in the file, number of bytes) of what is looked at, in rising order of tensors."""
-    for placed in shard.tensors:
-        yield from _pieces_of(placed)
+def _open(path: Path, stack: ExitStack) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    # Reading ahead, as for a file read in order, would fetch 30 times what is looked at.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    return descriptor
 
 
-def _pieces_of(placed: PlacedTensor) -> Iterator[tuple[int, int]]:
-    nbytes = placed.tensor.nbytes
+def _sample(hasher: blake3, descriptor: int, offset: int, nbytes: int, path: Path) -> None:
+    """Add what is looked at of a tensor that lies at `offset`."""
     for start in (0, nbytes // 2):
-        yield placed.offset + start, min(SAMPLE_BYTES, nbytes - start)
+        count = min(SAMPLE_BYTES, nbytes - start)
+        content = os.pread(descriptor, count, offset + start)
+        if len(content) < count:
+            raise OSError(errno.EIO, f"ends before byte {offset + start + count}", str(path))
+        hasher.update(content)

@@ -4,6 +4,7 @@
     parent/.NAME.mergeflow/              the staging folder
         lock                             held (flock) by the run that is writing; a second run is refused at once
         journal.jsonl                    which shards in next/ are complete
+        patch.json                       a patch in place was decided for, and is not finished (`patching`)
         SHARD.TOKEN.partial              being written: header in place, tensors arriving at their offsets
         next/                            what will become NAME, in one rename
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -33,8 +34,9 @@ from pathlib import Path
 from mergeflow.errors import OutputError, RunError
 from mergeflow.output.compare import (
     NEXT_FOLDER,
+    NOWHERE,
     PARTIAL_SUFFIX,
-    Place,
+    Extent,
     ShardWork,
     bytes_to_write,
     compare,
@@ -42,12 +44,14 @@ from mergeflow.output.compare import (
 )
 from mergeflow.output.disk import Disk
 from mergeflow.output.failures import reported
+from mergeflow.output.in_place import in_place, why_not_in_place
 from mergeflow.output.journal import JOURNAL_FILE, identify, journal_line, read_journal
 from mergeflow.output.layout import Shard
+from mergeflow.output.patch_record import PATCH_RECORD
+from mergeflow.output.patching import finish
 from mergeflow.output.room import check_room
 from mergeflow.output.run_lock import RUN_LOCK, dismantle, hold, is_held, remove_any
 from mergeflow.output.target import Target, inspect_target
-from mergeflow.output.transfer import copy_range
 
 PREVIOUS_FOLDER = "previous"
 
@@ -63,6 +67,7 @@ class Staging:
         run_lock: the lock file, open and locked.
         token: in the names of this run's partial files, and of no other run's.
         created: folders above the target that did not exist before.
+        why_not_in_place: why the target is not patched in place although that was asked for, in a few words.
     """
 
     target: Target
@@ -71,6 +76,12 @@ class Staging:
     run_lock: FileIO
     token: str
     created: tuple[Path, ...] = ()
+    why_not_in_place: str | None = None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether shards of the target are patched where they are."""
+        return any(work.state == "patched" for work in self.works)
 
     @property
     def folder(self) -> Path:
@@ -81,10 +92,20 @@ class Staging:
         return self.folder / NEXT_FOLDER
 
 
-def prepare(path: str | Path, shards: Sequence[Shard], disk: Disk | None = None, extra_bytes: int = 0) -> Staging:
+def prepare(
+    path: str | Path,
+    shards: Sequence[Shard],
+    disk: Disk | None = None,
+    extra_bytes: int = 0,
+    elsewhere: Mapping[str, Extent] = NOWHERE,
+    *,
+    patch: bool = False,
+) -> Staging:
     """Take hold of the staging folder for `path`, and create the shards that must be written, headers in place.
 
-    `extra_bytes` is what will be written beside the shards. Holds the run lock until `publish` or `abandon`.
+    `extra_bytes` is what will be written beside the shards; `elsewhere` are tensors, by their keys, that other folders
+    hold and that are copied from there. With `patch`, shards that keep their layout are patched in place (`in_place`).
+    Holds the run lock until `publish` or `abandon`.
 
     Raises:
         OutputError: the place cannot be written, lacks room, or another run is writing there. Nothing is left behind.
@@ -102,39 +123,34 @@ def prepare(path: str | Path, shards: Sequence[Shard], disk: Disk | None = None,
             raise
         staging = Staging(target, (), disk, run_lock, secrets.token_hex(4), created)
         try:
-            return _start(staging, shards, extra_bytes)
+            return _start(staging, shards, extra_bytes, elsewhere, patch=patch)
         except BaseException:
             abandon(staging)
             raise
 
 
+def with_keys(staging: Staging, shards: Sequence[Shard]) -> Staging:
+    """The same with `shards` in place of its own, which had no keys yet and were laid out in the same way."""
+    works = zip(staging.works, shards, strict=True)
+    return replace(staging, works=tuple(replace(work, shard=shard) for work, shard in works))
+
+
 @contextlib.contextmanager
 def open_staging(
-    path: str | Path, shards: Sequence[Shard], disk: Disk | None = None, extra_bytes: int = 0
+    path: str | Path,
+    shards: Sequence[Shard],
+    disk: Disk | None = None,
+    extra_bytes: int = 0,
+    elsewhere: Mapping[str, Extent] = NOWHERE,
+    *,
+    patch: bool = False,
 ) -> Iterator[Staging]:
     """`prepare` for a with-block: whatever is not published at its end is abandoned."""
-    staging = prepare(path, shards, disk, extra_bytes)
+    staging = prepare(path, shards, disk, extra_bytes, elsewhere, patch=patch)
     try:
         yield staging
     finally:
         abandon(staging)
-
-
-def copy_unchanged(place: Place) -> None:
-    """Copy a tensor that the earlier output already holds to its place, without passing it through this process.
-
-    Raises:
-        RunError: it could not be read or written.
-    """
-    if place.copy_from is None:
-        raise ValueError(f"{place.tensor.name} is not in the earlier output")
-    source, to = place.copy_from, place.extent
-    with (
-        reported(RunError, f"copy {place.tensor.name} from {source.file} to {to.file}"),
-        source.file.open("rb") as earlier,
-        to.file.open("rb+") as partial,
-    ):
-        copy_range(earlier.fileno(), source.offset, partial.fileno(), to.offset, to.nbytes)
 
 
 def complete_shard(staging: Staging, shard: Shard) -> None:
@@ -143,14 +159,17 @@ def complete_shard(staging: Staging, shard: Shard) -> None:
     Raises:
         RunError: the file is not what was prepared, or the disk failed.
     """
-    partial, final = partial_path(staging.folder, shard, staging.token), staging.next / shard.file
+    work = next(work for work in staging.works if work.shard.file == shard.file)
+    partial, final = partial_path(staging.folder, work.file, staging.token), staging.next / work.file
     with reported(RunError, f"complete {partial}"):
-        if partial.stat().st_size != shard.size:
-            raise RunError(f"{partial} has {partial.stat().st_size} bytes instead of {shard.size}: was it changed?")
+        size = partial.stat().st_size
+        if size != work.nbytes:
+            raise RunError(f"{partial} has {size} bytes instead of {work.nbytes}: was it changed?")
         staging.disk.sync(partial)
         staging.disk.rename(partial, final)
 
-        entry = identify(final, shard.key) if shard.key is not None else None
+        key = work.key if work.state == "patched" else shard.key
+        entry = identify(final, key) if key is not None else None
         if entry is not None:
             staging.disk.append(staging.folder / JOURNAL_FILE, journal_line(entry))
 
@@ -166,7 +185,7 @@ def abandon(staging: Staging) -> bool:
     try:
         with contextlib.suppress(OSError):
             _recover(staging)
-        if _holds_earlier_output(staging):
+        if _holds_earlier_output(staging) or (folder / PATCH_RECORD).exists():
             return True
         if read_journal(folder / JOURNAL_FILE, staging.next):
             for partial in folder.glob("*" + PARTIAL_SUFFIX):
@@ -181,24 +200,43 @@ def abandon(staging: Staging) -> bool:
         staging.run_lock.close()
 
 
-def _start(staging: Staging, shards: Sequence[Shard], extra_bytes: int) -> Staging:
+def _start(
+    staging: Staging,
+    shards: Sequence[Shard],
+    extra_bytes: int,
+    elsewhere: Mapping[str, Extent] = NOWHERE,
+    *,
+    patch: bool = False,
+) -> Staging:
     """Everything that needs the run lock: look again, clear what is stale, check the room, create the shards."""
     disk, folder = staging.disk, staging.folder
     _recover(staging)
-    target = inspect_target(staging.target.path)
+    finish(staging.target.path, folder, disk)
     disk.make_folder(staging.next)
+    # First, because a run killed while it published has left links to the target's shards.
+    _clear(staging, set(read_journal(folder / JOURNAL_FILE, staging.next).values()))
+    target = inspect_target(staging.target.path)
 
-    works = compare(target, shards, staging.token)
-    _clear(staging, {work.shard.file for work in works if work.state == "resumed"})
+    works = compare(target, shards, staging.token, elsewhere)
+    is_in_place = patch and any(work.state == "rebuilt" for work in works)
+    why_not = why_not_in_place(target, works) if is_in_place else None
+    if is_in_place and why_not is None:
+        works = in_place(target, works, staging.token)
+    _clear(staging, {work.file for work in works if _is_complete(work)})
     _keep_journal(staging, works)
 
     largest = max((work.shard.size for work in works), default=0)
     check_room(target.path.parent, bytes_to_write(works) + extra_bytes, largest)
     for work in works:
-        if work.state == "rebuilt":
-            partial = partial_path(folder, work.shard, staging.token)
-            disk.create_shard(partial, work.shard.header, work.shard.size)
-    return replace(staging, target=target, works=works)
+        if work.is_to_write:
+            partial = partial_path(folder, work.file, staging.token)
+            disk.create_shard(partial, b"" if work.state == "patched" else work.shard.header, work.nbytes)
+    return replace(staging, target=target, works=works, why_not_in_place=why_not)
+
+
+def _is_complete(work: ShardWork) -> bool:
+    """Whether an interrupted run has completed what is to be written for a shard."""
+    return work.state == "resumed" or (work.state == "patched" and work.source is not None)
 
 
 def _recover(staging: Staging) -> None:
@@ -224,8 +262,8 @@ def _keep_journal(staging: Staging, works: Sequence[ShardWork]) -> None:
     """Write the journal anew: a line that a kill cut off would spoil the one after it."""
     lines = []
     for work in works:
-        if work.state == "resumed" and work.source is not None and work.shard.key is not None:
-            entry = identify(work.source, work.shard.key)
+        if _is_complete(work) and work.source is not None and work.key is not None:
+            entry = identify(work.source, work.key)
             lines.append(journal_line(entry) if entry else b"")
     journal = staging.folder / JOURNAL_FILE
     if lines or journal.exists():

@@ -12,18 +12,22 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mergeflow.errors import OutputError
-from mergeflow.output.layout import INDEX_FILE, Shard
+from mergeflow.output.layout import Shard
 from mergeflow.output.lock import LOCK_FILE, Lock, read_lock
+from mergeflow.output.patch_record import is_applied, read_patch
 from mergeflow.output.sample import sample_digest
+
+NEXT_FOLDER = "next"
 
 TargetKind = Literal["absent", "empty", "ours"]
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+_WEIGHTS = re.compile(r"(model|(delta))(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,27 @@ def inspect_target(path: str | Path) -> Target:
         raise OutputError(f"cannot read the output folder {path}: {error.strerror}") from error
     if not names:
         return Target(resolved, "empty")
+    patched = _inspect_patched(resolved)
+    if patched is not None:
+        return patched
     return _inspect_folder(resolved, names)
+
+
+def is_between_versions(path: str | Path) -> bool:
+    """Whether a folder is in the middle of being patched in place: it has no lock, and the next run finishes it."""
+    return _inspect_patched(Path(os.path.realpath(path))) is not None
+
+
+def _inspect_patched(folder: Path) -> Target | None:
+    """A folder that is in the middle of being patched, as it will be: the next run to it finishes that first."""
+    staging = Target(folder, "ours").staging
+    if read_patch(staging) is None or is_applied(folder, staging / NEXT_FOLDER):
+        return None
+    lock = read_lock(staging / NEXT_FOLDER)
+    if lock is None:
+        return None
+    warning = f"{folder} is between two versions (a run that patched it was killed): the next run finishes that first"
+    return Target(folder, "ours", lock, lock.shards, (warning,))
 
 
 def _inspect_folder(folder: Path, names: set[str]) -> Target:
@@ -84,8 +108,7 @@ def _inspect_folder(folder: Path, names: set[str]) -> Target:
             "remove this one"
         )
 
-    known = {shard.file for shard in lock.shards} | set(lock.files)
-    strange = sorted(name for name in names - known if name == INDEX_FILE or _WEIGHTS.fullmatch(name))
+    strange = strangers(lock, names)
     if strange:
         raise OutputError(
             f"{folder} holds weights that mergeflow did not write ({', '.join(strange)}), and loaders would mix them "
@@ -100,6 +123,13 @@ def _inspect_folder(folder: Path, names: set[str]) -> Target:
     changed = [shard.file for shard in lock.shards if shard.file not in unchanged]
     warnings = tuple(f"{folder / file} {_why(file, lock)}: it is rebuilt" for file in changed)
     return Target(folder, "ours", lock, intact, warnings)
+
+
+def strangers(lock: Lock, names: Iterable[str]) -> list[str]:
+    """Those of the names in an output's folder that a loader of it would read, and that mergeflow did not write."""
+    known = {shard.file for shard in lock.shards} | set(lock.files)
+    found = ((name, _WEIGHTS.fullmatch(name)) for name in sorted(set(names) - known))
+    return [name for name, match in found if match is not None and (match[2] is None or lock.type == "delta")]
 
 
 def _why(file: str, lock: Lock) -> str:

@@ -19,6 +19,8 @@ NATIVE_FIELDS = {
     "seed": "Where random methods start from: an integer from 0. Default 0.",
     "models": "Names for checkpoints: a folder, or a hub id with an optional revision (org/model@revision).",
     "vars": "Values for ${name} anywhere below; --set name=value on the command line overrides them.",
+    "sweep": "Variables with a list of values each: every combination is run, into a folder of its own. "
+    "--set name=value,value does the same for any variable, --set name=value gives it one value.",
     "steps": "The merges, by name. A step's name stands wherever a model may stand.",
     "outputs": "The steps to write as models, and how. Default: the steps that no other step uses.",
 }

@@ -15,10 +15,11 @@ from mergeflow.recipe.made_of import StepPlace
 from mergeflow.recipe.nearest import quoted
 from mergeflow.recipe.nodes import BrokenNode, Entry, MapNode, ScalarNode, is_null, join, kind_of, positions
 from mergeflow.recipe.outputs import read_outputs
-from mergeflow.recipe.records import ModelReference, Output, Scalar, Step, StepReference
+from mergeflow.recipe.records import ModelReference, Output, Step, StepReference, Variable
 from mergeflow.recipe.references import read_reference
 from mergeflow.recipe.sources import Names
 from mergeflow.recipe.steps import WHAT_A_STEP_IS, read_step
+from mergeflow.recipe.sweep import Chosen, in_own_folders, report_unused
 from mergeflow.recipe.variables import NAME, NAME_RULE, read_variables, warn_of_unused
 
 VERSION = 1
@@ -32,23 +33,31 @@ class NativeRecipe:
     steps: tuple[Step, ...]
     outputs: tuple[Output, ...]
     models: Mapping[str, ModelReference]
-    variables: Mapping[str, Scalar | tuple[Scalar, ...]]
+    variables: Mapping[str, Variable]
     seed: int
     positions: Mapping[str, Position]
 
 
-def read_native(root: MapNode, overrides: Mapping[str, str], folder: Path, findings: Findings) -> NativeRecipe:
-    """Reads every part of a native recipe; `folder` is where its paths start."""
+def read_native(
+    root: MapNode, overrides: Mapping[str, str], folder: Path, findings: Findings, chosen: Chosen
+) -> NativeRecipe:
+    """Reads every part of a native recipe; `folder` is where its paths start.
+
+    Args:
+        chosen: the values of its swept variables.
+    """
     fields = read_fields(root, NATIVE_FIELDS, "", findings)
     _check_version(root, fields, findings)
     vars_node = fields["vars"].node if "vars" in fields else None
-    variables = read_variables(vars_node, overrides, findings)
+    variables = read_variables(vars_node, overrides, findings, chosen.given)
     filled = {
         name: Entry(entry.key, entry.key_position, variables.fill(entry.node, name))
         for name, entry in fields.items()
-        if name != "vars"
+        if name not in ("vars", "sweep")
     }
     warn_of_unused(variables, vars_node, findings)
+    declared = {entry.key for entry in vars_node.entries} if isinstance(vars_node, MapNode) else set()
+    report_unused(chosen, variables, declared, findings)
     models = _read_models(filled, findings)
     step_entries = _read_step_entries(root, filled, models, findings)
     names = Names({entry.key: entry.key_position for entry in step_entries}, models, folder)
@@ -63,7 +72,7 @@ def read_native(root: MapNode, overrides: Mapping[str, str], folder: Path, findi
     places = positions(filled["models"].node) if "models" in filled else {}
     return NativeRecipe(
         steps=steps,
-        outputs=outputs,
+        outputs=in_own_folders(outputs, chosen, variables, fields["outputs"].node if "outputs" in fields else None),
         models=whole,
         variables=variables.plain(),
         seed=_read_seed(filled, findings),

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mergeflow.errors import Position, Problem
+from mergeflow.recipe.candidates import candidate_names
 from mergeflow.recipe.document import Document, document_path, parse_documents
 from mergeflow.recipe.findings import Findings, in_file_order
 from mergeflow.recipe.mergekit import read_mergekit
@@ -19,7 +20,9 @@ from mergeflow.recipe.native import read_native
 from mergeflow.recipe.nearest import nearest
 from mergeflow.recipe.nodes import BrokenNode, MapNode, Node, is_null, kind_of
 from mergeflow.recipe.records import Form, Recipe
+from mergeflow.recipe.sweep import Chosen, Sweep, merged_problems, read_sweep
 from mergeflow.recipe.text import read_text
+from mergeflow.recipe.variables import plain_value
 
 NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 
@@ -36,12 +39,14 @@ def read_recipe(
     Args:
         path: the file, from `working_folder` when relative. It names the recipe in messages, and its folder is where
             a native recipe's paths start.
-        overrides: values for variables of a native recipe, as YAML text (``--set name=value``).
+        overrides: values for variables of a native recipe, as YAML text (``--set name=value``); several with
+            commas between them are a sweep.
         text: the contents, instead of reading the file.
         working_folder: the current folder when None: where a mergekit file's paths start.
 
     Returns:
-        the recipe; `problems` holds every mistake (errors) and doubt (warnings). It runs only without errors.
+        the recipe; `problems` holds every mistake (errors) and doubt (warnings). It runs only without errors. Those
+        of a recipe with a sweep are the ones of all its candidates.
     """
     file = str(path)
     current = working_folder or _current_folder()
@@ -78,7 +83,15 @@ def _fill(empty: Recipe, roots: Sequence[Node | None], overrides: Mapping[str, s
         message = "a recipe with 'steps:' is one document: the merges of this one belong under 'steps:' too"
         findings.error(message, maps[1].position, document_path(1))
         return empty
-    native = read_native(maps[0], overrides, empty.folder, findings)
+    sweep = read_sweep(maps[0], overrides, findings)
+    if not sweep.values:
+        return _native(empty, maps[0], sweep, Chosen(fixed=sweep.fixed, places=sweep.places), findings)
+    return _swept(empty, maps[0], sweep, findings)
+
+
+def _native(empty: Recipe, root: MapNode, sweep: Sweep, chosen: Chosen, findings: Findings) -> Recipe:
+    """The recipe with one value for each variable."""
+    native = read_native(root, sweep.overrides, empty.folder, findings, chosen)
     return replace(
         empty,
         steps=native.steps,
@@ -88,6 +101,28 @@ def _fill(empty: Recipe, roots: Sequence[Node | None], overrides: Mapping[str, s
         seed=native.seed,
         positions=native.positions,
     )
+
+
+def _swept(empty: Recipe, root: MapNode, sweep: Sweep, findings: Findings) -> Recipe:
+    """The recipe of the first candidate, with those of all beside it."""
+    choices = list(sweep.choices())
+    candidates: list[Recipe] = []
+    for name, choice in zip(candidate_names(choices), choices, strict=True):
+        own = Findings(findings.form)
+        read = _native(empty, root, sweep, Chosen(name, choice, sweep.fixed, sweep.places), own)
+        problems = in_file_order([*findings.problems, *own.problems])
+        candidates.append(replace(read, candidate=name, problems=problems))
+    common = set(findings.problems)
+    findings.problems += [
+        problem
+        for problem in merged_problems({candidate.candidate: candidate.problems for candidate in candidates})
+        if problem not in common
+    ]
+    values = {
+        name: tuple(plain_value(node) for node in nodes if not isinstance(node, BrokenNode))
+        for name, nodes in sweep.values.items()
+    }
+    return replace(candidates[0], candidate="", sweep=values, candidates=tuple(candidates))
 
 
 def _form(documents: Sequence[Document], text: str) -> Form:

@@ -18,6 +18,7 @@ from typing import Literal
 from mergeflow.errors import Position, Problem
 
 Scalar = bool | int | float | str
+Variable = Scalar | tuple[Scalar, ...]
 CachePolicy = Literal["auto", "always", "never"]
 Form = Literal["native", "mergekit"]
 
@@ -222,7 +223,11 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A model to write: the step it comes from, the folder (None: given on the command line), how it is stored."""
+    """A model to write: the step it comes from, the folder (None: given on the command line), how it is stored.
+
+    `delta` says how a step that is a delta is written, which a recipe cannot ask for and `mergeflow export` does: as a
+    folder, or as one file that holds its lock itself. None: such a step is an error.
+    """
 
     step: str
     path: str | None = None
@@ -230,6 +235,7 @@ class Output:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
     tokenizer: Source | None = None
     position: Position | None = None
+    delta: Literal["folder", "file"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +244,10 @@ class Recipe:
 
     `folder` is where relative paths start: the recipe's folder, or the current one for a mergekit file (with
     the file's folder to fall back on: `fallback_folder`). `positions` has the place of each name under `models`.
+
+    Of a recipe with a sweep, `sweep` has the values of each swept variable, and `candidates` the recipe of each of
+    their combinations, first variable slowest; the rest is that of the first candidate. `candidate` is the name of
+    such a one, which is also the name of its folder: ``density=0.3,t=0.2``.
     """
 
     file: str
@@ -247,11 +257,14 @@ class Recipe:
     steps: tuple[Step, ...]
     outputs: tuple[Output, ...]
     models: Mapping[str, ModelReference] = field(default_factory=dict)
-    variables: Mapping[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
+    variables: Mapping[str, Variable] = field(default_factory=dict)
     seed: int = 0
     fallback_folder: Path | None = None
     problems: tuple[Problem, ...] = ()
     positions: Mapping[str, Position] = field(default_factory=dict)
+    sweep: Mapping[str, tuple[Variable, ...]] = field(default_factory=dict)
+    candidates: tuple[Recipe, ...] = ()
+    candidate: str = ""
 
     def step(self, name: str) -> Step:
         """The step called `name`; KeyError when there is none."""

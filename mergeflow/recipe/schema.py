@@ -73,11 +73,13 @@ def _named(values: Schema) -> Schema:
 
 def _native() -> Schema:
     value = SCALARS["any"]
+    variable = any_of(value, {"type": "array", "items": value})
     schemas: dict[str, Schema] = {
         "mergeflow": {"const": VERSION},
         "seed": any_of({"type": "integer", "minimum": 0, "maximum": LARGEST_SEED}, VARIABLE),
         "models": _named(use("reference")),
-        "vars": _named(any_of(value, {"type": "array", "items": value})),
+        "vars": _named(variable),
+        "sweep": _named({"type": "array", "minItems": 1, "uniqueItems": True, "items": variable}),
         "steps": {**_named(use("step")), "minProperties": 1},
         "outputs": _named(use("output")),
     }

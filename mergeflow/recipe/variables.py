@@ -4,12 +4,15 @@
 - Inside a longer text the variable stands as it was written; it must be a single value.
 - ``$${`` is a plain ``${``.
 - A variable may use those above it. Keys are never touched: names are names.
+- A swept variable (`sweep.py`) has one value in each candidate, in place of that under `vars` when there is one. It
+  stands above all of `vars`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from types import MappingProxyType
 
 from mergeflow.errors import Position
 from mergeflow.recipe.document import parse
@@ -27,7 +30,7 @@ from mergeflow.recipe.nodes import (
     join,
     kind_of,
 )
-from mergeflow.recipe.records import Scalar
+from mergeflow.recipe.records import Scalar, Variable
 
 NAME = re.compile(r"\w[\w.-]*")
 NAME_RULE = "letters, digits, '_', '-' and '.' only"
@@ -37,19 +40,30 @@ _USE = re.compile(r"\$\$\{|\$\{([^{}$\n]*)\}|\$\{")
 LONGEST = 10_000
 
 Value = ScalarNode | ListNode
+NONE_GIVEN: Mapping[str, Value | BrokenNode] = MappingProxyType({})
 
 
 class Variables:
     """The variables of one recipe; `used` grows as they are put in place."""
 
-    def __init__(self, findings: Findings) -> None:
-        self.values: dict[str, Value | BrokenNode] = {}
+    def __init__(self, findings: Findings, given: Mapping[str, Value | BrokenNode] = NONE_GIVEN) -> None:
+        self.values: dict[str, Value | BrokenNode] = dict(given)
         self.used: set[str] = set()
         self.findings = findings
+        self._made_of: dict[str, set[str]] = {name: {name} for name in given}
 
-    def plain(self) -> dict[str, Scalar | tuple[Scalar, ...]]:
+    def plain(self) -> dict[str, Variable]:
         """The values, without their places."""
-        return {name: _plain(node) for name, node in self.values.items() if not isinstance(node, BrokenNode)}
+        return {name: plain_value(node) for name, node in self.values.items() if not isinstance(node, BrokenNode)}
+
+    def depends_on(self, node: Node, names: Set[str]) -> bool:
+        """Whether one of `names` stands somewhere under `node` (as it is written), itself or inside another."""
+        return any(self._made_of.get(name, set()) & names for name in _names_under(node))
+
+    def define(self, name: str, written: Node, path: str) -> None:
+        """Give a variable the value that is written, with the variables above it filled in."""
+        self._made_of[name] = {name}.union(*(self._made_of.get(inner, set()) for inner in _names_under(written)))
+        self.values[name] = checked_value(self.fill(written, path), path, self.findings)
 
     def fill(self, node: Node, path: str) -> Node:
         """`node` with every ``${name}`` under it replaced; what cannot be replaced is reported and broken."""
@@ -71,7 +85,7 @@ class Variables:
         whole = _USE.fullmatch(text)
         if whole is not None and whole[1] is not None:
             value = self._look_up(whole[1], node.position, path)
-            return _moved(value, node.position)
+            return moved(value, node.position)
         pieces: list[str] = []
         end = 0
         for use in _USE.finditer(text):
@@ -112,20 +126,30 @@ class Variables:
         return self.values[name]
 
 
-def read_variables(node: Node | None, overrides: Mapping[str, str], findings: Findings) -> Variables:
-    """The variables of a recipe's `vars`, with those on the command line in place of the written ones."""
-    variables = Variables(findings)
+def read_variables(
+    node: Node | None,
+    overrides: Mapping[str, str],
+    findings: Findings,
+    given: Mapping[str, Value | BrokenNode] = NONE_GIVEN,
+) -> Variables:
+    """The variables of a recipe's `vars`, with those on the command line in place of the written ones.
+
+    Args:
+        given: the values that swept variables have in this candidate.
+    """
+    variables = Variables(findings, given)
     entries = () if node is None else read_named(node, "vars", findings)
     for entry in entries:
         path = join("vars", entry.key)
         if not NAME.fullmatch(entry.key):
             message = f"{quoted(entry.key)} cannot be a variable's name: {NAME_RULE}"
             findings.error(message, entry.key_position, path)
-            continue
-        written = entry.node
-        if entry.key in overrides:
-            written = _read_override(entry.key, overrides[entry.key], entry.node.position, findings)
-        variables.values[entry.key] = _checked(variables.fill(written, path), path, findings)
+        elif entry.key not in given:
+            text = overrides.get(entry.key)
+            position = entry.node.position
+            variables.define(
+                entry.key, entry.node if text is None else read_override(entry.key, text, position, findings), path
+            )
     for name, text in overrides.items():
         if not any(entry.key == name for entry in entries):
             hint = did_you_mean(name, variables.values, "variables")
@@ -142,7 +166,7 @@ def warn_of_unused(variables: Variables, node: Node | None, findings: Findings) 
             findings.warning(message, entry.key_position, join("vars", entry.key))
 
 
-def _read_override(name: str, text: str, position: Position, findings: Findings) -> Node:
+def read_override(name: str, text: str, position: Position, findings: Findings) -> Node:
     """The value of ``--set name=text``, read as YAML; it takes the place of the written one."""
     document = parse(text, "--set")
     for problem in (*document.problems, *document.duplicates):
@@ -150,23 +174,23 @@ def _read_override(name: str, text: str, position: Position, findings: Findings)
     if document.problems:
         return BrokenNode(position)
     root = document.root if document.root is not None else ScalarNode(position, None, "")
-    return _moved(root, position)
+    return moved(root, position)
 
 
-def _moved(node: Node, position: Position) -> Node:
+def moved(node: Node, position: Position) -> Node:
     """The same value, as if all of it stood at `position`: a mistake in it shows where it is used."""
     match node:
         case ScalarNode():
             return ScalarNode(position, node.value, node.text)
         case ListNode():
-            return ListNode(position, tuple(_moved(item, position) for item in node.items))
+            return ListNode(position, tuple(moved(item, position) for item in node.items))
         case MapNode():
             return MapNode(position, node.entries)
         case _:
             return BrokenNode(position)
 
 
-def _checked(node: Node, path: str, findings: Findings) -> Value | BrokenNode:
+def checked_value(node: Node, path: str, findings: Findings) -> Value | BrokenNode:
     """A variable's value, which must be a value or a list of values."""
     rule = "a variable is a value or a list of values"
     match node:
@@ -187,12 +211,28 @@ def _checked(node: Node, path: str, findings: Findings) -> Value | BrokenNode:
     return BrokenNode(node.position)
 
 
-def _plain(node: Value) -> Scalar | tuple[Scalar, ...]:
+def plain_value(node: Value) -> Variable:
+    """A variable's value, without its place."""
     if isinstance(node, ListNode):
         return tuple(_plain_scalar(item) for item in node.items)
     return _plain_scalar(node)
 
 
 def _plain_scalar(node: Node) -> Scalar:
-    # A null was refused by `_checked`.
+    # A null was refused by `checked_value`.
     return node.value if isinstance(node, ScalarNode) and node.value is not None else ""
+
+
+def _names_under(node: Node) -> Iterator[str]:
+    """The variables that stand in the texts under `node`."""
+    match node:
+        case ScalarNode(value=str(text)):
+            yield from (use[1].strip() for use in _USE.finditer(text) if use[1] is not None)
+        case ListNode(items=items):
+            for item in items:
+                yield from _names_under(item)
+        case MapNode(entries=entries):
+            for entry in entries:
+                yield from _names_under(entry.node)
+        case _:
+            return

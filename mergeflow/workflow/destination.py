@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.graph.program import Place
 from mergeflow.graph.tasks import Target
 from mergeflow.graph.values import Compiled, CompiledOutput
-from mergeflow.output.compare import ShardWork, compare
-from mergeflow.output.layout import OutputTensor, Shard, plan_shards
+from mergeflow.output.compare import NOWHERE, Extent, ShardWork, compare
+from mergeflow.output.layout import DELTA_STEM, OutputTensor, Shard, plan_shards
 from mergeflow.output.target import inspect_target
 from mergeflow.recipe.records import Recipe
+from mergeflow.workflow.delta_file import delta_metadata, with_lock
 from mergeflow.workflow.folders import output_folder
+from mergeflow.workflow.locking import lock_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +34,20 @@ class Destination:
 def destinations(recipe: Recipe, compiled: Compiled, out: Path | None) -> tuple[Destination, ...]:
     """Every output with its folder and its shards."""
     return tuple(
-        Destination(output, output_folder(recipe, output.output, out), _shards(compiled, output))
+        Destination(output, output_folder(recipe, output.output, out), _shards(recipe, compiled, output))
         for output in compiled.outputs
     )
 
 
-def present_works(destination: Destination) -> tuple[ShardWork, ...] | None:
-    """What is to be done for each shard, as far as can be seen without touching the folder; None without a folder."""
+def present_works(destination: Destination, elsewhere: Mapping[str, Extent] = NOWHERE) -> tuple[ShardWork, ...] | None:
+    """What is to be done for each shard, as far as can be seen without touching the folder; None without a folder.
+
+    Args:
+        elsewhere: tensors that folders of other candidates hold, by key.
+    """
     if destination.path is None:
         return None
-    return compare(inspect_target(destination.path), destination.shards)
+    return compare(inspect_target(destination.path), destination.shards, elsewhere=elsewhere)
 
 
 def targets(destination: Destination, works: Sequence[ShardWork] | None) -> list[Target]:
@@ -58,9 +64,17 @@ def targets(destination: Destination, works: Sequence[ShardWork] | None) -> list
     ]
 
 
-def _shards(compiled: Compiled, output: CompiledOutput) -> tuple[Shard, ...]:
+def _shards(recipe: Recipe, compiled: Compiled, output: CompiledOutput) -> tuple[Shard, ...]:
     tensors = [
         OutputTensor(tensor.name, tensor.dtype, tensor.shape, compiled.graph[tensor.node].key)
         for tensor in output.tensors
     ]
-    return plan_shards(tensors, output.output.max_shard_bytes)
+    most = output.output.max_shard_bytes
+    if output.type == "weights":
+        return plan_shards(tensors, most)
+    metadata = delta_metadata(recipe, compiled, output)
+    if output.output.delta == "folder":
+        return plan_shards(tensors, most, stem=DELTA_STEM, metadata=metadata)
+    keys = {tensor.name: tensor.key for tensor in tensors}
+    metadata = with_lock(metadata, lock_of(recipe, compiled, output), keys)
+    return plan_shards(tensors, 0, stem=DELTA_STEM, metadata=metadata)

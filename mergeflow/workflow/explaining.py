@@ -1,25 +1,37 @@
-"""How each tensor of an output is made: its formula step by step, its parameters, and what of it is at hand."""
+"""How each tensor of an output is made: its formula, its parameters step by step, and what must run for it, and why."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from mergeflow.errors import Problem, RecipeError
 from mergeflow.execute.events import Listener
-from mergeflow.graph.formula import formula
-from mergeflow.graph.history import describe_steps, differences
-from mergeflow.graph.order import steps_in_order
-from mergeflow.graph.tasks import Known, is_known, needed_nodes
-from mergeflow.graph.values import Compiled, Result
-from mergeflow.recipe.cycles import reached
+from mergeflow.graph.chain import chain_formula, tensors_on_the_way
+from mergeflow.graph.formula import formula, short
+from mergeflow.graph.history import shown_model
+from mergeflow.graph.nodes import Node
+from mergeflow.graph.plan import Plan
+from mergeflow.graph.tasks import is_known
+from mergeflow.graph.values import Parameters
+from mergeflow.graph.why import FIRST
+from mergeflow.graph.within import between, node_of, read_by
 from mergeflow.recipe.nearest import did_you_mean
 from mergeflow.recipe.records import Recipe, Source, Step, StepReference
-from mergeflow.workflow.history_file import read_history
-from mergeflow.workflow.models import check, compile_from_headers
 from mergeflow.workflow.options import Options
-from mergeflow.workflow.planning import look_up
+from mergeflow.workflow.planning import planned
+from mergeflow.workflow.reasons import Reasons, reasons_of
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticExplanation:
+    """A statistic that is to be computed: its formula over the names of the step's inputs, and why, a line each."""
+
+    op: str
+    formula: str
+    why: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +42,11 @@ class StepExplanation:
         formula: over the names of the step's inputs, each with its tensor's name where that is another
             (``a:model.layers.1.mlp.up_proj.weight``).
         shared, inputs: the parameters as they resolved for this tensor; `inputs` by the input's name.
-        state: ``carried`` (not merged), ``cached``, ``to compute``, or ``unknown`` before the inputs are hashed.
+        state: ``carried`` (not merged), ``cached``, ``to compute``, ``not needed``, or ``unknown`` before the inputs
+            are hashed.
         statistics_known, statistics: how many statistics it needs and how many are cached.
-        why: what changed about the step since the last run of the recipe.
+        missing: those that a run computes.
+        why: why it must run, a line each, most specific first; empty when it need not.
     """
 
     step: str
@@ -42,134 +56,146 @@ class StepExplanation:
     state: str
     statistics_known: int
     statistics: int
+    missing: tuple[StatisticExplanation, ...]
     why: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorExplanation:
-    """The making of one output tensor, first step first."""
+    """The making of one output tensor, first step first.
+
+    Args:
+        formula: the whole chain in one line, over the names of models.
+        state: ``kept in OUT``, ``cached`` or ``to compute``.
+    """
 
     output: str
     name: str
     dtype: str
     shape: tuple[int, ...]
     key: str | None
+    formula: str
+    state: str
     steps: tuple[StepExplanation, ...]
 
 
-def explain_recipe(recipe: Recipe, glob: str, options: Options, listen: Listener) -> list[TensorExplanation]:
+def explain_recipe(
+    recipe: Recipe, glob: str, options: Options, listen: Listener, out: Path | None = None
+) -> list[TensorExplanation]:
     """The making of every output tensor whose name matches `glob` (``*`` and ``?``, case-sensitive).
 
     Raises:
         RecipeError: the recipe has errors, or no tensor matches.
     """
-    compiled = compile_from_headers(recipe, listen, download=False, state=options.state)
-    check(compiled, strict=False)
-    known = look_up(compiled.graph, options.cache, listen)
-    now, before = describe_steps(recipe, compiled), read_history(options.state, recipe)
-    why = {name: tuple(differences(name, now, before)) for name in now}
-    found = [
+    found = planned(recipe, out, options, listen, folders_needed=False)
+    compiled = found.plan.compiled
+    reasons = reasons_of(found.plan, found.destinations, found.wanted, found.known, options)
+    states = dict(_states(found.plan))
+    explained = [
         TensorExplanation(
             output=output.output.step,
             name=tensor.name,
             dtype=tensor.dtype.name,
             shape=tensor.shape,
             key=compiled.graph[tensor.node].key,
-            steps=tuple(_steps(recipe, compiled, output.output.step, tensor.name, known, why)),
+            formula=chain_formula(recipe, compiled, way),
+            state=states[output.output.step, tensor.name],
+            steps=tuple(_explain(recipe, step, name, reasons) for step, name in way),
         )
         for output in compiled.outputs
         for tensor in output.tensors
         if fnmatchcase(tensor.name, glob)
+        for way in [tensors_on_the_way(recipe, compiled, output.output.step, tensor.name)]
     ]
-    if not found:
+    if not explained:
         names = dict.fromkeys(tensor.name for output in compiled.outputs for tensor in output.tensors)
         raise RecipeError([Problem(f"no output tensor is called {glob!r}{did_you_mean(glob, names, 'tensors')}")])
-    return found
+    return explained
 
 
-def _steps(
-    recipe: Recipe,
-    compiled: Compiled,
-    last: str,
-    name: str,
-    known: Known,
-    why: Mapping[str, tuple[str, ...]],
-) -> Iterator[StepExplanation]:
-    asked: dict[str, dict[str, None]] = {last: {name: None}}
-    needed = reached(recipe.steps, [last])
-    order = [step for step in steps_in_order(recipe.steps) if step.name in needed]
-    for step in reversed(order):
-        for tensor in asked.get(step.name, {}):
-            for source, read in _read(compiled, step, tensor):
-                if isinstance(source, StepReference):
-                    asked.setdefault(source.name, {})[read] = None
-    for step in order:
-        for tensor in asked.get(step.name, {}):
-            yield _explain(recipe, compiled, step, tensor, known, why[step.name])
+def _states(plan: Plan) -> Iterator[tuple[tuple[str, str], str]]:
+    for output in plan.outputs:
+        place = f"kept in {Path(output.path).name}" if output.path is not None else "kept"
+        states = {"kept": place, "cached": "cached", "computed": "to compute"}
+        for name, fate in output.fates.items():
+            yield (output.step, name), states[fate]
 
 
-def _read(compiled: Compiled, step: Step, name: str) -> tuple[tuple[Source, str], ...]:
-    """The tensors that one tensor of a step is made from."""
-    return compiled.results[step.name].parameters[name].read
-
-
-def _explain(
-    recipe: Recipe, compiled: Compiled, step: Step, name: str, known: Known, why: tuple[str, ...]
-) -> StepExplanation:
+def _explain(recipe: Recipe, step: Step, name: str, reasons: Reasons) -> StepExplanation:
+    compiled, known = reasons.situation.compiled, reasons.situation.known
     graph, result = compiled.graph, compiled.results[step.name]
-    read = _read(compiled, step, name)
+    read = read_by(step, result, name)
     labels = [_tensor_label(recipe, source, tensor, name) for source, tensor in read]
-    names = {_node(compiled, *tensor): label for tensor, label in zip(read, labels, strict=True)}
+    names = {node_of(compiled, *tensor): label for tensor, label in zip(read, labels, strict=True)}
     node = graph[result.tensors[name].node]
-    if node.kind != "load":
-        names.pop(node.id, None)
-    inner = [graph[i] for i in needed_nodes(graph, [node.id], Known()) if i in result.nodes]
+    inner = [graph[i] for i in between(graph, node.id, names.keys()).nodes]
     statistics = [it for it in inner if it.kind == "statistic"]
+    causes = reasons.causes[step.name].get(name)
+    made = result.parameters.get(name)
     return StepExplanation(
         step=step.name,
-        formula=formula(
-            graph, node.id, {i: label for i, label in names.items() if i != node.id or node.kind == "load"}
-        ),
-        shared=_shared(result, name),
-        inputs=_per_input(result, name, labels),
-        state=_state(node.kind == "load", node.key, is_known(node, known)),
+        formula=formula(graph, node.id, names),
+        shared=_shared(made),
+        inputs=_per_input(recipe, made, name, read),
+        state=_state(node, reasons),
         statistics_known=sum(1 for it in statistics if is_known(it, known)),
         statistics=len(statistics),
-        why=why,
+        missing=tuple(
+            _missing(step, name, it, names, reasons)
+            for it in statistics
+            if causes is not None and it.id in reasons.situation.needed and not is_known(it, known)
+        ),
+        why=tuple(causes.lines()) if causes is not None else (),
     )
+
+
+def _missing(step: Step, name: str, node: Node, names: Mapping[int, str], reasons: Reasons) -> StatisticExplanation:
+    graph = reasons.situation.compiled.graph
+    causes = FIRST if reasons.changes is None else reasons.changes.of_statistic(step, name, node.id)
+    why = tuple(causes.lines()) or (_not_kept(step, reasons),)
+    inputs = [formula(graph, i, names) for i in node.inputs]
+    settings = [f"{parameter}={short(value)}" for parameter, value in node.parameters.items()]
+    told = f"; {', '.join(settings)}" if settings else ""
+    return StatisticExplanation(node.op, f"{node.op}({', '.join(inputs)}{told})", why)
+
+
+def _not_kept(step: Step, reasons: Reasons) -> str:
+    if reasons.situation.known.cache_is_off:
+        return "there is no cache"
+    return "never kept (cache: never)" if step.cache == "never" else "its value is not in the cache any more"
 
 
 def _tensor_label(recipe: Recipe, source: Source, tensor: str, name: str) -> str:
     """An input by its name; where its tensor is called otherwise (in another layer, say), with that."""
-    label = _label(recipe, source)
+    label = source.name if isinstance(source, StepReference) else shown_model(recipe, source)
     return label if tensor == name else f"{label}:{tensor}"
 
 
-def _state(is_load: bool, key: str | None, is_cached: bool) -> str:
-    if is_load:
+def _state(node: Node, reasons: Reasons) -> str:
+    if node.kind == "load":
         return "carried"
-    if key is None:
-        return "unknown"
-    return "cached" if is_cached else "to compute"
+    if is_known(node, reasons.situation.known):
+        return "cached"
+    if node.id not in reasons.situation.needed:
+        return "not needed"
+    return "unknown" if node.key is None else "to compute"
 
 
-def _node(compiled: Compiled, source: Source, name: str) -> int:
-    if isinstance(source, StepReference):
-        return compiled.results[source.name].tensors[name].node
-    return compiled.graph.load(compiled.checkpoints[source].tensors[name])
+def _shared(made: Parameters | None) -> Mapping[str, object]:
+    return {key: value for key, value in made.shared.items() if value is not None} if made is not None else {}
 
 
-def _label(recipe: Recipe, source: Source) -> str:
-    if isinstance(source, StepReference):
-        return source.name
-    aliases = [alias for alias, reference in recipe.models.items() if reference == source]
-    return aliases[0] if aliases else str(source)
-
-
-def _shared(result: Result, name: str) -> Mapping[str, object]:
-    return {key: value for key, value in result.parameters[name].shared.items() if value is not None}
-
-
-def _per_input(result: Result, name: str, labels: list[str]) -> Mapping[str, Mapping[str, object]]:
-    inputs = result.parameters[name].inputs
-    return {label: dict(values) for label, values in zip(labels, inputs, strict=False) if values}
+def _per_input(
+    recipe: Recipe, made: Parameters | None, name: str, read: tuple[tuple[Source, str], ...]
+) -> Mapping[str, Mapping[str, object]]:
+    """The parameters of each input by its label. A delta that lacks the tensor has some too, and is not read."""
+    if made is None or made.ingredients is None:
+        return {}
+    names = dict(read)
+    found: dict[str, Mapping[str, object]] = {}
+    for place, values in zip(made.places, made.inputs, strict=True):
+        source = made.ingredients.inputs[place].source
+        told = {parameter: value for parameter, value in values.items() if value is not None}
+        if told and source in names:
+            found[_tensor_label(recipe, source, names[source], name)] = told
+    return found

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergeflow.cache.open import open_cache
+from mergeflow.cache.place import as_place
 from mergeflow.errors import CorruptEntry, RunError
 from mergeflow.execute.events import Listener, Warned
 from mergeflow.execute.records import Settings
@@ -36,7 +37,7 @@ def step_tensors(recipe: Recipe, step: str, options: Options, listen: Listener) 
     settings = Settings(
         budget=budget(options),
         device="cpu",
-        cache=str(options.cache.absolute()) if options.cache else None,
+        cache=None if options.cache is None else as_place(options.cache),
         scratch=str(options.state.absolute()),
         allow_non_finite=True,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergeflow.errors import CheckpointError, Position, Problem, RecipeError
@@ -28,6 +28,31 @@ from mergeflow.workflow.options import Options
 MOST_NAMES = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of a model is read besides its weights and its configuration."""
+
+    tokenizer: bool
+    copied_tokenizer: bool
+    template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What was opened and hashed already, for recipes of the same folder that read the same models: a sweep's.
+
+    Args:
+        models: each as it was opened, or why it could not be; by the reference and what is read of it.
+        asked: the tensors whose digests were looked up, `digests` the known ones among them.
+    """
+
+    models: dict[tuple[ModelReference, Parts, bool], Checkpoint | CheckpointError | OSError] = field(
+        default_factory=dict
+    )
+    asked: set[TensorSource] = field(default_factory=set)
+    digests: dict[TensorSource, str] = field(default_factory=dict)
+
+
 def compile_from_headers(
     recipe: Recipe,
     listen: Listener,
@@ -35,6 +60,7 @@ def compile_from_headers(
     download: bool,
     planned: Mapping[ModelReference, Checkpoint] | None = None,
     state: Path | None = None,
+    opened: Opened | None = None,
 ) -> Compiled:
     """The graph of a recipe, and every problem there is: the recipe's, the models', the steps'.
 
@@ -42,33 +68,41 @@ def compile_from_headers(
         download: bring hub models to this machine; otherwise their headers are enough.
         planned: the models as they were opened before: a branch of the hub that moved since does not matter.
         state: where digests are remembered; what depends on known ones alone has a key. None: nothing has.
+        opened: what recipes before this one have opened; what this one opens is added.
     """
+    opened = opened or Opened()
     checkpoints: dict[ModelReference, Checkpoint] = {}
     problems = list(recipe.problems)
     for reference, named in _references(recipe):
         try:
             before = (planned or {}).get(reference)
-            checkpoints[reference] = _open(reference, recipe, listen, download=download, before=before)
+            checkpoints[reference] = _open(reference, recipe, listen, opened, download=download, before=before)
         except CheckpointError as error:
             problems.append(Problem(f"{error}{_no_name_either(reference, recipe)}", named.position, named.path))
         except OSError as error:  # a name too long for this system, a disk that fails
             problems.append(Problem(f"{reference}: {error.strerror or error}", named.position, named.path))
     tensors = (tensor for checkpoint in checkpoints.values() for tensor in checkpoint.tensors.values())
-    sources = {source for tensor in tensors for source in tensor.sources()}
-    known = _digests(state).known(list(sources)) if state is not None else {}
+    sources = dict.fromkeys(source for tensor in tensors for source in tensor.sources())
+    known = _known_digests(sources, state, opened) if state is not None else {}
     compiled = compile_recipe(recipe, checkpoints, known)
     found = [*problems, *compiled.problems, *doubts_about_config(compiled)]
     return replace(compiled, problems=in_file_order(found))
 
 
-def compile_with_digests(recipe: Recipe, from_headers: Compiled, options: Options, listen: Listener) -> Compiled:
+def compile_with_digests(
+    recipe: Recipe, from_headers: Compiled, options: Options, listen: Listener, opened: Opened | None = None
+) -> Compiled:
     """The same graph with a key for every node: tensors that this machine has not hashed before are read."""
+    opened = opened or Opened()
     known = from_headers.graph.digests
     sources = [node.source for node in from_headers.graph if node.source is not None]
     unknown = [source for source in sources if source not in known]
     if not unknown:
         return from_headers
-    hashed = _hash(_digests(options.state), unknown, options, listen)
+    unseen = [source for source in unknown if source not in opened.digests]
+    if unseen:
+        opened.digests.update(hash_sources(unseen, options, listen))
+    hashed = {source: opened.digests[source] for source in unknown}
     compiled = compile_recipe(recipe, from_headers.checkpoints, {**known, **hashed})
     earlier = [problem for problem in from_headers.problems if problem not in compiled.problems]
     return replace(compiled, problems=in_file_order([*earlier, *compiled.problems]))
@@ -81,7 +115,18 @@ def is_elsewhere(checkpoint: Checkpoint) -> bool:
     return checkpoint.folder is None or any(path.startswith(REMOTE) for path in files)
 
 
-def _digests(state: Path) -> DigestMemory:
+def _known_digests(sources: Iterable[TensorSource], state: Path, opened: Opened) -> dict[TensorSource, str]:
+    """The digests that this machine remembers, each looked up once."""
+    wanted = list(sources)
+    unasked = [source for source in wanted if source not in opened.asked]
+    if unasked:
+        opened.asked.update(unasked)
+        opened.digests.update(digest_memory(state).known(unasked))
+    return {source: opened.digests[source] for source in wanted if source in opened.digests}
+
+
+def digest_memory(state: Path) -> DigestMemory:
+    """What this machine remembers of its models' files."""
     return DigestMemory(state / "digests.sqlite")
 
 
@@ -108,18 +153,47 @@ def _place(problem: Problem) -> tuple[int, int, int]:
     return (0, problem.position.line, problem.position.column) if problem.position else (1, 0, 0)
 
 
-def _hash(
-    memory: DigestMemory, sources: list[TensorSource], options: Options, listen: Listener
-) -> Mapping[TensorSource, str]:
+def hash_sources(sources: list[TensorSource], options: Options, listen: Listener) -> Mapping[TensorSource, str]:
+    """The digests of tensors in files, read now where they are not remembered."""
     began = time.perf_counter()
     listen(PhaseStarted("digest", sum(source.nbytes for source in sources), len(sources)))
-    digests = memory.compute(sources, options.workers, lambda count: listen(BytesMoved(read=count)))
+    digests = digest_memory(options.state).compute(
+        sources, options.workers, lambda count: listen(BytesMoved(read=count))
+    )
     listen(PhaseFinished("digest", time.perf_counter() - began))
     return digests
 
 
 def _open(
-    reference: ModelReference, recipe: Recipe, listen: Listener, *, download: bool, before: Checkpoint | None
+    reference: ModelReference,
+    recipe: Recipe,
+    listen: Listener,
+    opened: Opened,
+    *,
+    download: bool,
+    before: Checkpoint | None,
+) -> Checkpoint:
+    """A model, opened unless it was opened before in the same way; what was refused then is refused again."""
+    way = (reference, _parts(reference, recipe), download)
+    if way not in opened.models:
+        try:
+            opened.models[way] = _open_anew(reference, recipe, listen, way[1], download=download, before=before)
+        except (CheckpointError, OSError) as error:
+            opened.models[way] = error
+    found = opened.models[way]
+    if isinstance(found, Checkpoint):
+        return found
+    raise found
+
+
+def _open_anew(
+    reference: ModelReference,
+    recipe: Recipe,
+    listen: Listener,
+    parts: Parts,
+    *,
+    download: bool,
+    before: Checkpoint | None,
 ) -> Checkpoint:
     folders = [Path(folder) for folder in (recipe.folder, recipe.fallback_folder) if folder]
     checkpoint = open_model(
@@ -130,13 +204,17 @@ def _open(
         commit=before.revision if before else None,
         adapter_commits=before.adapter_revisions if before else (),
     )
-    if reference in models_with_tokenizers(recipe):
+    if parts.tokenizer or (parts.copied_tokenizer and TOKENIZER_NAME in checkpoint.files):
         return with_tokenizer(checkpoint, reference, folders, "tokenizer")
-    if reference in models_with_copied_tokenizers(recipe) and TOKENIZER_NAME in checkpoint.files:
-        return with_tokenizer(checkpoint, reference, folders, "tokenizer")
-    if reference in models_with_templates(recipe):
-        return with_tokenizer(checkpoint, reference, folders, "chat template")
-    return checkpoint
+    return with_tokenizer(checkpoint, reference, folders, "chat template") if parts.template else checkpoint
+
+
+def _parts(reference: ModelReference, recipe: Recipe) -> Parts:
+    return Parts(
+        tokenizer=reference in models_with_tokenizers(recipe),
+        copied_tokenizer=reference in models_with_copied_tokenizers(recipe),
+        template=reference in models_with_templates(recipe),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeflow.cache.place import default_cache, state_folder
+from mergeflow.cache.place import CachePlace, default_place, state_folder
+from mergeflow.errors import CacheError
+from mergeflow.recipe.sizes import parse_size
+
+LIMIT_VARIABLE = "MERGEFLOW_CACHE_LIMIT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +19,7 @@ class Options:
     """How a run is done.
 
     Args:
-        cache: the cache folder; None for no cache.
+        cache: a folder, or the URL of a store such as ``s3://bucket/prefix``; None for no cache.
         state: where this machine's memory of digests and of earlier runs lies.
         scheduler: ``threads``, ``processes`` or the address of a Dask scheduler.
         workers: tasks at a time, for ``threads`` and ``processes``.
@@ -22,9 +27,11 @@ class Options:
         memory: bytes for buffers, all threads together; None for the least that keeps full speed.
         strict: warnings about the recipe are errors.
         allow_non_finite: NaN and infinities that no input had are a warning instead of an error.
+        in_place: write what changes over the shards of an earlier output, where they keep their layout.
+        cache_limit: the most the cache may take on this machine's disk, in bytes; None for a share of the disk.
     """
 
-    cache: Path | None = field(default_factory=lambda: default_cache(os.environ, Path.cwd()))
+    cache: CachePlace | Path | str | None = field(default_factory=lambda: default_place(os.environ, Path.cwd()))
     state: Path = field(default_factory=lambda: state_folder(os.environ))
     scheduler: str = "threads"
     workers: int = field(default_factory=lambda: available_cores())
@@ -32,6 +39,23 @@ class Options:
     memory: int | None = None
     strict: bool = False
     allow_non_finite: bool = False
+    in_place: bool = False
+    cache_limit: int | None = field(default_factory=lambda: named_limit(os.environ))
+
+
+def named_limit(environ: Mapping[str, str]) -> int | None:
+    """The size limit that the environment names, in bytes; None when it names none.
+
+    Raises:
+        CacheError: it is not a size.
+    """
+    text = environ.get(LIMIT_VARIABLE)
+    if not text:
+        return None
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise CacheError(f"${LIMIT_VARIABLE}: {error}") from error
 
 
 def available_cores() -> int:

@@ -155,7 +155,7 @@ class TestPlan:
         plan = json.loads(mergeflow("plan", recipe, "out", "--json").out)
         assert [step["step"] for step in plan["steps"]] == ["skill", "skilled", "final"]
         assert plan["steps"][1]["statistics"] == {"needed": 18, "known": 0}
-        assert plan["steps"][1]["why"] == ["not run before"]
+        assert plan["steps"][1]["why"] == ["first run of this recipe on this machine"]
         assert plan["outputs"][0]["path"] == "out"
         assert plan["outputs"][0]["tensors"] == {"total": 9, "computed": 9, "cached": 0, "kept": 0}
         assert plan["outputs"][0]["bytes_written"] > 0
@@ -174,7 +174,7 @@ class TestPlan:
         mergeflow("run", recipe, "out")
         plan = json.loads(mergeflow("plan", recipe, "out", "--set", "t=0.25", "--json").out)
         steps = {step["step"]: step for step in plan["steps"]}
-        assert steps["final"]["why"] == ["parameters.t 0.5 -> 0.25"]
+        assert steps["final"]["why"] == ["final.parameters.t 0.5 -> 0.25 (9 tensors)"]
         assert steps["skilled"]["statistics"]["needed"] == steps["skilled"]["statistics"]["known"] == 18
         assert plan["outputs"][0]["tensors"]["computed"] == 9
 
@@ -328,21 +328,47 @@ class TestRun:
 
 class TestExplain:
     def test_a_tensor_with_its_formula_and_parameters(self, recipe: str) -> None:
-        """Each step of its making, first step first, with the values that its parameters have for this tensor."""
+        """The whole chain in one line; then each step, first step first, with what its parameters are for this tensor."""
         done = mergeflow("explain", recipe, "--tensor", "model.norm.*")
         assert (done.code, done.err) == (0, "")
         assert done.out.splitlines() == [
-            "model.norm.weight  float32 [16]",
+            "model.norm.weight: slerp(a, a + ties(0.6 (b - a), 0.4 (c - a); density=[0.5, 0.25]); t=0.5)",
+            "  float32 [16], to compute",
             "  skill = task_vector(b, a)",
-            "    unknown; since the last run: not run before",
+            "    unknown",
+            "    why: first run of this recipe on this machine",
             "  skilled = add(a, consensus(trim(skill; k=8), trim(task_vector(c, a); k=4); "
             "weights=[0.6, 0.4], normalize=true, lambda=1))",
             "    unknown; 0 of 2 statistics known; normalize=true, rescale=false, lambda=1, election=weighted, "
             "int8_mask=false; "
-            "skill: weight=0.6, density=0.5; c: weight=0.4, density=0.25; since the last run: not run before",
+            "skill: weight=0.6, density=0.5; c: weight=0.4, density=0.25",
+            "    why: first run of this recipe on this machine",
+            "    kth_magnitude(skill; k=8) to compute: first run of this recipe on this machine",
+            "    kth_magnitude(task_vector(c, a); k=4) to compute: first run of this recipe on this machine",
             "  final = slerp(a, skilled; t=0.5)",
-            "    unknown; 0 of 1 statistics known; t=0.5; since the last run: not run before",
+            "    unknown; 0 of 1 statistics known; t=0.5",
+            "    why: first run of this recipe on this machine",
+            "    gram(a, skilled) to compute: first run of this recipe on this machine",
         ]
+
+    def test_what_need_not_run_says_so(self, recipe: str) -> None:
+        """A tensor that is in OUT is kept there, and none of its steps has a reason to run."""
+        mergeflow("run", recipe, "out")
+        (found,) = json.loads(mergeflow("explain", recipe, "out", "--tensor", "model.norm.*", "--json").out)
+        assert found["state"] == "kept in out"
+        assert [(step["state"], step["why"], step["missing"]) for step in found["steps"]] == [
+            ("not needed", [], [])
+        ] * 3
+
+    def test_what_must_run_says_why(self, recipe: str) -> None:
+        """The number that changed, at the step where it stands; what is needed again, because nobody kept it."""
+        mergeflow("run", recipe, "out")
+        asked = ("explain", recipe, "out", "--tensor", "model.norm.*", "--set", "t=0.25", "--json")
+        (found,) = json.loads(mergeflow(*asked).out)
+        why = {step["step"]: step["why"] for step in found["steps"]}
+        assert why["final"] == ["final.parameters.t 0.5 -> 0.25"]
+        assert why["skilled"] == ["final needs it: only its statistics were kept"]
+        assert found["state"] == "to compute"
 
     def test_a_gradient_resolves_for_each_layer(self) -> None:
         """What a filter or a gradient makes of a parameter is printed, tensor by tensor."""
@@ -378,11 +404,12 @@ class TestExplain:
 
 class TestCache:
     def test_ls_lists_every_entry(self, recipe: str) -> None:
-        """Key, kind, operation and size, a line each; as JSON, an object per line."""
+        """Key, kind, operation, size and last use, a line each; as JSON, an object per line."""
         mergeflow("run", recipe, "out")
         lines = mergeflow("cache", "ls").out.splitlines()
         assert len(lines) == 27
-        assert all(re.fullmatch(r"[0-9a-f]{64}  (record|tensor)\s+\w+\s+[\d.]+ k?B", line) for line in lines)
+        form = re.compile(r"[0-9a-f]{64}  (record|tensor)\s+\w+\s+[\d.]+ k?B  \d{4}-\d\d-\d\d \d\d:\d\d")
+        assert all(form.fullmatch(line) for line in lines)
         entries = [json.loads(line) for line in mergeflow("cache", "ls", "--json").out.splitlines()]
         assert [entry["key"] for entry in entries] == [line[:64] for line in lines]
         assert {entry["op"] for entry in entries} == {"kth_magnitude", "gram"}

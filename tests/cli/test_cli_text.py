@@ -15,7 +15,8 @@ from tiny_checkpoints import llama_tensors, write_model
 from typer.testing import CliRunner
 
 from mergeflow.cli.main import app
-from mergeflow.cli.units import counted, parse_memory, seconds_text, size_text
+from mergeflow.cli.units import parse_memory, seconds_text, size_text
+from mergeflow.errors import counted
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -50,7 +51,7 @@ class TestNames:
         text = "merge_method: passthrough\nmodels: [{model: ./x}]\n"
         done = mergeflow("explain", write(text), "--tensor", "*[[]red*")
         assert done.code == 0
-        assert done.out.startswith("\\x1b[2J[red]w\\n  float32 [16]\n")
+        assert done.out.startswith("\\x1b[2J[red]w\\n: ./x\n  float32 [16], to compute\n")
         assert "\x1b" not in done.out
 
     def test_a_name_that_is_not_unicode(self) -> None:

@@ -31,7 +31,7 @@ def test_before_the_first_run_nothing_is_known(folder: Path) -> None:
     plan = planned(folder)
     assert plan.digests_missing > 0
     assert [step.computed for step in plan.steps] == [step.tensors for step in plan.steps]
-    assert all(step.why == ("not run before",) for step in plan.steps)
+    assert all(step.why == ("first run of this recipe on this machine",) for step in plan.steps)
 
 
 def test_after_a_run_nothing_is_left_to_do(folder: Path) -> None:
@@ -48,17 +48,18 @@ def test_a_changed_number_is_named_and_only_its_statistics_are_unknown(folder: P
     mergeflow.run(folder / "recipe.yaml", folder / "out")
     plan = planned(folder, density=0.2)
     ties = step(plan, "skills")
-    assert "skill_a.parameters.density 0.5 -> 0.2" in ties.why
+    assert "skills.models[0].parameters.density 0.5 -> 0.2 (9 tensors)" in ties.why
     assert 0 < ties.statistics_known < ties.statistics
-    assert "step skills changed" in step(plan, "final").why
+    (why,) = step(plan, "final").why
+    assert why.startswith("because skills changed: skills.models[0].parameters.density 0.5 -> 0.2 (")
 
 
 def test_a_changed_input_is_named(folder: Path) -> None:
-    """Other bytes in a model are a reason the plan names."""
+    """Other bytes in a model are a reason the plan names, and that it has not read them yet."""
     mergeflow.run(folder / "recipe.yaml", folder / "out")
     llama(folder / "b", 99)
     settle()
-    assert any("b changed" in reason for reason in step(planned(folder), "skill_b").why)
+    assert step(planned(folder), "skill_b").why == ("b/model.safetensors changed, and is not hashed yet",)
 
 
 def test_the_same_recipe_under_another_name_is_not_explained_by_its_last_run(folder: Path) -> None:
@@ -66,7 +67,7 @@ def test_the_same_recipe_under_another_name_is_not_explained_by_its_last_run(fol
     mergeflow.run(folder / "recipe.yaml", folder / "out")
     (folder / "copy.yaml").write_text(RECIPE)
     plan = mergeflow.plan(folder / "copy.yaml", folder / "other")
-    assert step(plan, "final").why == ("not run before",)
+    assert step(plan, "final").why == ("first run of this recipe on this machine",)
     assert step(plan, "final").statistics_known == step(plan, "final").statistics
 
 

@@ -82,7 +82,7 @@ def test_a_seed_changes_what_is_drawn_and_nothing_else(folder: Path, tmp_path: P
     expected, before = run(folder, tmp_path / "3", cache=cache)
     recipe = write_recipe(folder, RECIPE.replace("seed: 3", "seed: 4"), "3.yaml")
     plan = mergeflow.plan(recipe, tmp_path / "4", options=options(folder, cache=cache))
-    assert {step.name: step.why for step in plan.steps}["thin"] == ("seed 3 -> 4",)
+    assert {step.name: step.why for step in plan.steps}["thin"] == ("seed 3 -> 4 (15 tensors)",)
     changed, after = run(folder, tmp_path / "4", RECIPE.replace("seed: 3", "seed: 4"), cache=cache)
     assert not same(changed, expected)
     # The sum of each whole delta is known; those of thinned ones are not.

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from method_evaluation import Leaf, Model, lower, merge
-from three_models import three_models
-from tiny_checkpoints import read_model
+from three_models import settle
+from tiny_checkpoints import read_model, write_model
 from torch import Tensor
 
 import mergeflow
@@ -159,7 +159,11 @@ outputs: {final: {dtype: float32}}
 
 def test_a_step_of_a_recipe_kept_by_itself(tmp_path: Path) -> None:
     """In files it is what it is in memory; it is cached without being asked for, and read for another weight."""
-    folder = three_models(tmp_path)
+    for seed, name in enumerate(("base", "a")):
+        matrices = {f"model.layers.{layer}.mlp.down_proj.weight": drawn(120, 90, seed=seed + layer) for layer in (0, 2)}
+        write_model(tmp_path / name, {**matrices, "model.norm.weight": drawn(90, seed=seed)})
+    settle()
+    folder = tmp_path
     (folder / "low.yaml").write_text(RECIPE)
     mergeflow.run(folder / "low.yaml", folder / "out")
     made, base, tuned = (read_model(folder / name) for name in ("out", "base", "a"))

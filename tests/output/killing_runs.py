@@ -1,6 +1,6 @@
 """Run an output again and again, killed with SIGKILL before its 1st, 2nd, 3rd ... operation on the disk.
 
-usage: killing_runs.py FOLDER exchange|two-renames earlier|none
+usage: killing_runs.py FOLDER exchange|two-renames|in-place earlier|none
 
 Each run is a fork of this small process (a test process with threads must not fork). Prints one JSON report:
 kills, what was found under the target's name after each, what the next run made of it, and how many shards that had
@@ -20,7 +20,10 @@ from pathlib import Path
 from output_builders import ExchangelessDisk, UnsyncedDisk, WatchedDisk, snapshot, tensors, write_model
 
 from mergeflow.output.disk import Disk
+from mergeflow.output.lock import LOCK_FILE
+from mergeflow.output.target import inspect_target
 
+PATCHED = tensors({"a": "a", "b": "b", "c": "c", "d": "new", "e": "e", "f": "x"})
 OLD, NEW = tensors("abcdef"), tensors({"a": "a", "b": "b", "c": "c", "d": "new", "e": "e", "f": "x", "g": "g"})
 
 
@@ -56,7 +59,18 @@ def killed(run: Callable[[], object]) -> bool:
     return False
 
 
-def main(folder: Path, kind: type[Disk], with_earlier: bool) -> dict[str, object]:
+def state_of(target: Path, names: dict[str, object]) -> str:
+    """What is at a place: one of `names`, the middle of a patch (a folder that says so), or a mixture."""
+    content = snapshot(target)
+    found = next((name for name, expected in names.items() if content == expected), None)
+    if found is None and LOCK_FILE not in content and inspect_target(target).lock is not None:
+        return "between"
+    return found or "mixture"
+
+
+def main(folder: Path, kind: type[Disk], with_earlier: bool, patch: bool) -> dict[str, object]:
+    planned = PATCHED if patch else NEW
+
     def start(path: Path) -> Path:
         if with_earlier:
             write_model(path, OLD)
@@ -64,7 +78,7 @@ def main(folder: Path, kind: type[Disk], with_earlier: bool) -> dict[str, object
         return path
 
     names = {"old": snapshot(start(folder / "old" / "model")) or None}
-    write_model(start(folder / "new" / "model"), NEW)
+    write_model(start(folder / "new" / "model"), planned)
     names["new"] = snapshot(folder / "new" / "model")
     names["absent"] = {}
 
@@ -73,16 +87,17 @@ def main(folder: Path, kind: type[Disk], with_earlier: bool) -> dict[str, object
         number += 1
         target = start(folder / str(number) / "model")
         disk = killing_disk(number, kind)
-        alive = not killed(partial(write_model, target, NEW, disk=disk))
-        found.append(next((name for name, content in names.items() if content == snapshot(target)), "mixture"))
+        alive = not killed(partial(write_model, target, planned, disk=disk, patch=patch))
+        found.append(state_of(target, names))
 
-        complete = len(list((target.parent / ".model.mergeflow").glob("next/*.safetensors")))
+        pattern = "next/*.patch" if patch else "next/*.safetensors"
+        complete = len(list((target.parent / ".model.mergeflow").glob(pattern)))
         counts: dict[str, int] = {}
-        write_model(target, NEW, disk=counting_disk(counts))
-        after_rerun.append(next((name for name, content in names.items() if content == snapshot(target)), "mixture"))
+        write_model(target, planned, disk=counting_disk(counts), patch=patch)
+        after_rerun.append(state_of(target, names))
         leftovers += [path.name for path in target.parent.iterdir() if path != target]
         if found[-1] in ("old", "absent") and not alive:
-            to_write = 3 if with_earlier else 4
+            to_write = 2 if patch else 3 if with_earlier else 4
             twice.append(counts.get("create_shard", 0) - max(0, to_write - complete))
     return {
         "kills": number - 1,
@@ -95,4 +110,4 @@ def main(folder: Path, kind: type[Disk], with_earlier: bool) -> dict[str, object
 
 if __name__ == "__main__":
     chosen = ExchangelessDisk if sys.argv[2] == "two-renames" else UnsyncedDisk
-    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), chosen, sys.argv[3] == "earlier")))
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), chosen, sys.argv[3] == "earlier", sys.argv[2] == "in-place")))

@@ -11,11 +11,12 @@ from blake3 import blake3
 from safetensors import deserialize
 
 from mergeflow.dtypes import BFLOAT16, DType
+from mergeflow.output.copies import copy_run, copy_runs
 from mergeflow.output.disk import Disk
 from mergeflow.output.layout import OutputTensor, Shard, plan_shards
 from mergeflow.output.lock import Lock, LockedModel
 from mergeflow.output.publish import NewFile, Published, publish
-from mergeflow.output.staging import Staging, complete_shard, copy_unchanged, open_staging
+from mergeflow.output.staging import Staging, complete_shard, open_staging
 from mergeflow.output.transfer import write_all
 
 FILES = (NewFile("config.json", b"{}\n"), NewFile("README.md", b"# merged\n"), NewFile("1_Pooling/config.json", b"[]"))
@@ -43,14 +44,15 @@ def content_of(one: OutputTensor) -> bytes:
 def write_places(staging: Staging) -> None:
     """Do what an executor does: write or copy every tensor, shard by shard."""
     for work in staging.works:
+        if not work.is_to_write:
+            continue
+        for run in copy_runs(work.places):
+            copy_run(run)
         for place in work.places:
-            if place.copy_from is not None:
-                copy_unchanged(place)
-                continue
-            with place.extent.file.open("rb+") as file:
-                write_all(file.fileno(), content_of(place.tensor), place.extent.offset)
-        if work.state == "rebuilt":
-            complete_shard(staging, work.shard)
+            if place.copy_from is None:
+                with place.extent.file.open("rb+") as file:
+                    write_all(file.fileno(), content_of(place.tensor), place.extent.offset)
+        complete_shard(staging, work.shard)
 
 
 def write_model(
@@ -60,9 +62,11 @@ def write_model(
     files: Sequence[NewFile] = FILES,
     lock: Lock = LOCK,
     disk: Disk | None = None,
+    *,
+    patch: bool = False,
 ) -> Published:
-    """A whole run: two tensors of 64 bytes to a shard unless told otherwise."""
-    with open_staging(path, plan_shards(planned, limit), disk or UnsyncedDisk()) as staging:
+    """A whole run: two tensors of 64 bytes to a shard unless told otherwise; in place when asked to `patch`."""
+    with open_staging(path, plan_shards(planned, limit), disk or UnsyncedDisk(), patch=patch) as staging:
         write_places(staging)
         return publish(staging, files, lock)
 

@@ -15,7 +15,9 @@ from output_builders import LOCK, shards_of, tensor
 
 from mergeflow.dtypes import DTYPES
 from mergeflow.errors import OutputError
-from mergeflow.output.layout import OutputTensor, plan_shards
+from mergeflow.output import lock as lock_module
+from mergeflow.output.layout import OutputTensor, index_file, plan_shards
+from mergeflow.output.lineage import Lineage, bounded
 from mergeflow.output.lock import LOCK_FILE, Lock, LockedAdapter, LockedModel, lock_json, parse_lock, read_lock
 
 ADAPTERS = (LockedAdapter("org/lora", "7b2d"), LockedAdapter("./style", None, -0.3))
@@ -103,7 +105,7 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         (lock_json(FULL)[:-40], "not JSON"),
         ("", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "mapping"),
+        ("[]", "a JSON object was expected"),
         (damaged(lambda lock: lock.update(format=2)), "format is 2"),
         (damaged(lambda lock: lock.pop("recipe")), "recipe"),
         (damaged(lambda lock: lock["files"].update({"a": 1})), "files.a"),
@@ -112,6 +114,13 @@ def damaged(change: Callable[[dict[str, Any]], object]) -> str:
         (damaged(lambda lock: lock["models"]["chat"].update(adapters={})), "models.chat.adapters should be a list"),
         (damaged(lambda lock: lock["models"]["chat"]["adapters"][0].update(weight="1")), "adapters.weight"),
         (damaged(lambda lock: lock["models"]["chat"]["adapters"][0].update(revision=1)), "adapters.revision"),
+        (damaged(lambda lock: lock.update(type="model")), "type should be weights or delta"),
+        (damaged(lambda lock: lock.update(seed=-1)), "seed should be a number"),
+        (damaged(lambda lock: lock["models"]["chat"].update(made=[])), "models.chat.made should be a mapping"),
+        (damaged(lambda lock: lock["models"]["chat"].update(made={"step": 1})), "models.chat.made.mergeflow"),
+        (damaged(lambda lock: lock["shards"][0].update(metadata={"format": 1})), "metadata.format should be text"),
+        (damaged(lambda lock: lock["shards"][0].update(metadata={"format": "n" * 40})), "do not belong"),
+        (lock_json(FULL).replace('"step": "final"', '"step": "final", "step": "other"'), "'step' is given twice"),
         (damaged(lambda lock: lock["shards"][0].update(size=3)), "do not belong"),
         (damaged(lambda lock: lock["shards"][0].update(sample=3)), "sample"),
         (damaged(lambda lock: lock["shards"][0].update(file="../x.safetensors")), "file name"),
@@ -128,6 +137,47 @@ def test_a_damaged_lock_is_refused_with_the_reason(tmp_path: Path, text: str, re
     with pytest.raises(OutputError, match=reason) as caught:
         read_lock(tmp_path)
     assert str(tmp_path / LOCK_FILE) in str(caught.value)
+
+
+MADE = Lineage("1.2.3", "r", "s", {"t": 1}, {"s": "linear"}, {"a": LockedModel("a", None, "d")}, 7, seed=5)
+
+
+def test_how_an_input_was_made_reads_back_as_it_was_written() -> None:
+    """Nested recipes, a delta's headers and a seed survive; a lock without any of them has no such fields."""
+    nested = replace(MADE, models={"m": LockedModel("m", "c0", "d", adapters=ADAPTERS, made=MADE)})
+    models = {"base": LockedModel("./base", None, "d1", {"a": "t1"}, made=nested)}
+    shards = plan_shards([tensor("a")], 0, stem="delta", metadata={"format": "pt", "mergeflow.type": "delta"})
+    lock = replace(FULL, models=models, shards=shards, samples={}, type="delta", seed=3)
+    assert parse_lock(lock_json(lock)) == lock
+    assert not any(word in lock_json(FULL) for word in ('"made"', '"metadata"', '"type"', '"seed"'))
+
+
+def test_a_lineage_is_cut_from_within_until_it_fits() -> None:
+    """The outermost recipe stays longest; when even that is too much, nothing is carried."""
+    lineage = MADE
+    for _ in range(3):
+        lineage = replace(MADE, recipe="r" * 1000, models={"m": LockedModel("m", None, "d", made=lineage)})
+    assert bounded(lineage) == lineage
+    for most, depth in ((3700, 2), (2600, 1), (1500, 0)):
+        cut = bounded(lineage, most)
+        assert cut is not None
+        assert cut.depth == depth
+    assert bounded(lineage, 1000) is None
+
+
+def test_a_lock_larger_than_any_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read to its end first."""
+    monkeypatch.setattr(lock_module, "MAX_LOCK_BYTES", 100)
+    (tmp_path / LOCK_FILE).write_text(lock_json(FULL))
+    with pytest.raises(OutputError, match="larger than"):
+        read_lock(tmp_path)
+
+
+def test_the_index_of_a_delta_has_a_name_of_its_own() -> None:
+    """No loader of models looks for it."""
+    planned = [tensor("a"), tensor("b")]
+    assert index_file(plan_shards(planned, 64)) == "model.safetensors.index.json"
+    assert index_file(plan_shards(planned, 64, stem="delta")) == "delta.safetensors.index.json"
 
 
 def test_a_lock_that_is_not_text_is_refused(tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from output_builders import (
 )
 
 from mergeflow.errors import OutputError, RunError
+from mergeflow.output.copies import copy_run, copy_runs
 from mergeflow.output.layout import plan_shards
 from mergeflow.output.publish import publish
-from mergeflow.output.staging import Staging, abandon, complete_shard, copy_unchanged, open_staging, prepare
+from mergeflow.output.staging import Staging, abandon, complete_shard, open_staging, prepare
 
 
 def complete_first(staging: Staging, count: int) -> None:
@@ -239,12 +240,11 @@ def test_unchanged_tensors_are_copied_from_the_earlier_output(tmp_path: Path) ->
     planned = tensors({"a": "new", "b": "2"})
     with open_staging(tmp_path / "model", plan_shards(planned, 128)) as staging:
         new, unchanged = staging.works[0].places
-        copy_unchanged(unchanged)
+        [run] = copy_runs(staging.works[0].places)
+        copy_run(run)
         content = unchanged.extent.file.read_bytes()
         assert content[unchanged.extent.offset :] == expected_tensors(planned)["b"]
         assert content[new.extent.offset : unchanged.extent.offset] == bytes(64)
-        with pytest.raises(ValueError, match="a is not in the earlier output"):
-            copy_unchanged(new)
 
 
 def test_an_earlier_output_that_vanished_is_a_failed_run(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_an_earlier_output_that_vanished_is_a_failed_run(tmp_path: Path) -> None
     with open_staging(tmp_path / "model", plan_shards(tensors({"a": "new", "b": "2"}), 128)) as staging:
         (tmp_path / "model" / "model.safetensors").unlink()
         with pytest.raises(RunError, match=r"copy b from .*No such file"):
-            copy_unchanged(staging.works[0].places[1])
+            copy_run(*copy_runs(staging.works[0].places))
 
 
 def test_the_target_stays_as_it_was_while_a_run_is_under_way(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_listener_hears_every_tensor_and_byte(tmp_path: Path) -> None:
     assert (
         started
         == [event.name for event in events if isinstance(event, PhaseFinished)]
-        == ["digest", "merge", "publish"]
+        == ["merge", "publish"]  # tasks hash what they read: nothing of the output is there yet
     )
 
 

@@ -65,12 +65,17 @@ def write_model(folder: Path, stored: dict[str, NDArray[np.float32]]) -> None:
 
 def run(recipe: Path, *arguments: str) -> dict[str, NDArray[np.generic]]:
     """Run a recipe from the command line, as its comments say, and read what it wrote. Returns its tensors."""
+    return load_file(make(recipe, *arguments) / "model.safetensors")
+
+
+def make(recipe: Path, *arguments: str) -> Path:
+    """Run a recipe from the command line. Returns the folder it wrote."""
     out = recipe.parent / "made"
     command = [*MERGEFLOW, "run", str(recipe), str(out), "--quiet", "--no-cache", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MERGEFLOW_HOME": str(recipe.parent / "home")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=recipe.parent, env=environment)
     assert done.returncode == 0, done.stderr
-    return load_file(out / "model.safetensors")
+    return out
 
 
 @pytest.fixture
@@ -173,6 +178,18 @@ def test_the_demo_is_ties_of_two_task_vectors_and_a_slerp_with_the_original(work
         original, docs, languages = (models[key][name] for key in ("original", "docs", "languages"))
         skills = ties(original, [docs - original, languages - original], density=0.5)
         np.testing.assert_allclose(value, slerp(original, skills, 0.9), rtol=2e-5, atol=1e-6)
+
+
+def test_the_sweep_makes_every_combination(workflows: Path) -> None:
+    """sweep.yaml: three densities and two t are six models, each as if its values had been given alone."""
+    make_models(workflows / "models", ["original", "writer", "coder"])
+    made = make(workflows / "sweep.yaml").rename(workflows / "swept")
+    assert sorted(folder.name for folder in made.iterdir()) == [
+        f"density={density},t={t}" for density in (0.3, 0.5, 0.7) for t in (0.4, 0.8)
+    ]
+    alone = run(workflows / "sweep.yaml", "--set", "density=0.5", "--set", "t=0.8")
+    swept = load_file(made / "density=0.5,t=0.8" / "model.safetensors")
+    assert all(np.array_equal(swept[name], value) for name, value in alone.items())
 
 
 def test_every_recipe_here_is_run_by_a_test() -> None:
