@@ -19,7 +19,7 @@ ON_TOP = ("inspect", "workflow", "api", "cli")
 ORDER = (*TABLES, *ROOMS, *ON_TOP)
 # These stand alone: the maths and the two tables know nothing else of ours.
 ALONE = ("errors", "dtypes", "methods")
-HEAVY = ("torch", "zarr", "zarrs", "dask", "distributed", "transformers")
+HEAVY = ("torch", "zarr", "zarrs", "dask", "distributed", "transformers", "obstore")
 
 # The package itself is no room (it has a test of its own), nor is what runs it as a module.
 MODULES = sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py", PACKAGE / "__main__.py"})

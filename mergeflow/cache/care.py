@@ -14,13 +14,13 @@ import contextlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from mergeflow.cache.document import TensorDocument
 from mergeflow.cache.entry import EntryInfo, OnDamage, intact, read_document
 from mergeflow.cache.folders import Folders, checked_key
-from mergeflow.cache.index import Listed
+from mergeflow.cache.index import ListedKind, Total
 from mergeflow.cache.store import Cache, log_damage
 from mergeflow.errors import CacheError, CorruptEntry
 
@@ -65,14 +65,10 @@ def usage(cache: Cache) -> Usage:
     return Usage(counts["record"], nbytes["record"], counts["tensor"], nbytes["tensor"], len(damaged))
 
 
-def usage_of(entries: Iterable[Listed]) -> Usage:
-    """Counts and bytes per kind of entries that an index lists."""
-    counts: dict[str, int] = defaultdict(int)
-    nbytes: dict[str, int] = defaultdict(int)
-    for entry in entries:
-        counts[entry.kind] += 1
-        nbytes[entry.kind] += entry.nbytes
-    return Usage(counts["record"], nbytes["record"], counts["tensor"], nbytes["tensor"], counts["damaged"])
+def usage_of(totals: Mapping[ListedKind, Total]) -> Usage:
+    """Sums of an index as counts and bytes per kind."""
+    record, tensor = totals["record"], totals["tensor"]
+    return Usage(record.count, record.nbytes, tensor.count, tensor.nbytes, totals["damaged"].count)
 
 
 def touch(cache: Cache, keys: Iterable[str], now: float | None = None) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeflow.cache.folders import delete
-from mergeflow.cache.index import Listed, survey
+from mergeflow.cache.index import Listed, survey, taken
 from mergeflow.cache.leases import abandoned_leases
-from mergeflow.cache.limit import Candidate, Removed, by_last_use, limit_of, lock, remove, taken
+from mergeflow.cache.limit import Candidate, Removed, by_last_use, limit_of, lock, remove
 from mergeflow.cache.protection import Protection
 from mergeflow.cache.store import Cache
 
@@ -42,8 +42,7 @@ class Unwanted:
         """Whether an entry is unwanted."""
         if self.unused_since is None and self.unless is None:
             return False
-        used = candidate.last_used or 0
-        is_old = self.unused_since is None or used < self.unused_since * NANOSECONDS
+        is_old = self.unused_since is None or candidate.last_used < self.unused_since * NANOSECONDS
         return is_old and (self.unless is None or candidate.entry.key not in self.unless)
 
 
@@ -86,7 +85,7 @@ def collect(
     if not dry_run:
         for path in leftovers:
             delete(path)
-    entries = survey(folders, index)
+    entries = survey(folders, index).entries()
     if not entries:
         return Collected(len(leftovers), Removed(), Removed(), Removed(), 0, limit_of(cache, limit, 0), 0, ())
     with lock(folders):  # whoever else removes entries now does no harm

@@ -1,6 +1,6 @@
 """What is in a cache, without opening a hundred thousand files to say so: a memory of this machine's, never trusted.
 
-    entries_1(prefix, stamp, operations, entries, proof)        one row for each folder <root>/v1/ab; primary key prefix
+    entries_2(prefix, stamp, details, entries, proof)       one row for each folder <root>/v1/ab; primary key prefix
 
 The cache itself has no index, so that any number of machines may share one and a folder copied by hand is a cache. This
 one lies in the state folder, is derived, and may be lost at any time. It must be fast, and it may never be wrong:
@@ -26,7 +26,7 @@ import json
 import os
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +43,19 @@ ListedKind = Literal["record", "tensor", "damaged"]
 
 KINDS: tuple[ListedKind, ...] = ("record", "tensor", "damaged")
 
-_TABLE = "entries_1"
+_TABLE = "entries_2"
 _CREATE = f"""CREATE TABLE IF NOT EXISTS {_TABLE} (
-    prefix TEXT PRIMARY KEY, stamp TEXT, operations TEXT, entries BLOB, proof TEXT) WITHOUT ROWID"""
+    prefix TEXT PRIMARY KEY, stamp TEXT, details TEXT, entries BLOB, proof TEXT) WITHOUT ROWID"""
 _WAIT_SECONDS = 5.0
 # key, kind, bytes, number of the operation; inode, size, mtime and ctime of zarr.json (zeros: look again).
 _ENTRY = struct.Struct("<32sBQHQQqq")
 _UNSETTLED = (0, 0, 0, 0)
 
 _Identity = tuple[int, int, int, int]
+
+
+# What a file system gives out at least, on most of them.
+BLOCK = 4096
 
 
 class Listed(NamedTuple):
@@ -63,6 +67,18 @@ class Listed(NamedTuple):
     operation: str
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Sums over entries: how many, the bytes of their files, and what they take on the disk."""
+
+    count: int = 0
+    nbytes: int = 0
+    taken: int = 0
+
+    def __add__(self, other: Total) -> Total:
+        return Total(self.count + other.count, self.nbytes + other.nbytes, self.taken + other.taken)
+
+
 class _Kept(NamedTuple):
     listed: Listed
     identity: _Identity
@@ -70,10 +86,73 @@ class _Kept(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What is known of the folder of one prefix. `stamp` is empty when the next reader must look again."""
+    """What is known of the folder of one prefix. Its entries stay packed until somebody asks for them.
+
+    Args:
+        stamp: empty when the next reader must look again.
+        totals: by kind, in the order of `KINDS`.
+        operations: the names that entries refer to by number.
+    """
 
     stamp: str
-    kept: tuple[_Kept, ...]
+    totals: tuple[Total, ...]
+    operations: tuple[str, ...]
+    packed: bytes
+
+    def listed(self) -> Iterator[Listed]:
+        names = self.operations
+        for key, kind, nbytes, number, *_ in _ENTRY.iter_unpack(self.packed):
+            yield Listed(key.hex(), KINDS[kind], nbytes, names[number])
+
+    def kept(self) -> Iterator[_Kept]:
+        identities = ((inode, size, mtime, ctime) for *_, inode, size, mtime, ctime in _ENTRY.iter_unpack(self.packed))
+        yield from map(_Kept, self.listed(), identities)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a cache. Sums cost nothing; the list of entries is made when it is asked for."""
+
+    rows: tuple[_Row, ...]
+
+    def entries(self) -> list[Listed]:
+        """Every entry by rising key, damaged ones included."""
+        return [listed for row in self.rows for listed in row.listed()]
+
+    def totals(self) -> dict[ListedKind, Total]:
+        """Sums by kind."""
+        sums = {kind: Total() for kind in KINDS}
+        for row in self.rows:
+            for kind, total in zip(KINDS, row.totals, strict=True):
+                if total.count:
+                    sums[kind] += total
+        return sums
+
+    def taken_by(self, keys: Set[str]) -> int:
+        """Bytes that the entries of some keys take on the disk."""
+        wanted = {bytes.fromhex(key) for key in keys}
+        found = (entry for row in self.rows for entry in _ENTRY.iter_unpack(row.packed) if entry[0] in wanted)
+        return sum(taken(Listed(key.hex(), KINDS[kind], nbytes, "")) for key, kind, nbytes, *_ in found)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that all entries take on the disk."""
+        return sum(total.taken for total in self.totals().values())
+
+
+def totals_of(entries: Iterable[Listed]) -> dict[ListedKind, Total]:
+    """Sums by kind of some entries."""
+    sums = {kind: Total() for kind in KINDS}
+    for entry in entries:
+        sums[entry.kind] += Total(1, entry.nbytes, taken(entry))
+    return sums
+
+
+def taken(entry: Listed) -> int:
+    """Bytes an entry takes on the disk: its files in whole blocks, and a block for its folder."""
+    files = 2 if entry.kind == "tensor" else 1
+    whole = -(-entry.nbytes // BLOCK) * BLOCK
+    return max(whole, files * BLOCK) + BLOCK
 
 
 def index_file(state: Path, root: Path) -> Path:
@@ -82,10 +161,8 @@ def index_file(state: Path, root: Path) -> Path:
     return state / "caches" / f"{name}.sqlite"
 
 
-def survey(
-    folders: Folders, index: Path | None, clock: Callable[[Folders], float] = latest_doubtless_time
-) -> list[Listed]:
-    """Every entry of a cache by rising key, damaged ones included; reads of it only what has changed.
+def survey(folders: Folders, index: Path | None, clock: Callable[[Folders], float] = latest_doubtless_time) -> Contents:
+    """What is in a cache; reads of it only what has changed.
 
     Args:
         index: the file that remembers; None to look at everything.
@@ -102,19 +179,19 @@ def survey(
             if began is None:
                 began = int(clock(folders) * SECOND)
             stamp = _stamp(found) if found is not None and _is_settled(found, began) else ""
-            row = _Row(stamp, tuple(_look(folders, prefix, row, began)))
+            row = _packed(stamp, list(_look(folders, prefix, row, began)))
             if row != remembered.get(prefix):
                 changed[prefix] = row
         rows[prefix] = row
     gone = remembered.keys() - rows.keys()
     if index is not None and (changed or gone):
         _save(index, changed, gone)
-    return [kept.listed for row in rows.values() for kept in row.kept]
+    return Contents(tuple(rows.values()))
 
 
 def _look(folders: Folders, prefix: str, before: _Row | None, began: int) -> Iterator[_Kept]:
     """Lists the folder of a prefix, opening only entries that are not known from before."""
-    known = {kept.listed.key: kept for kept in before.kept} if before is not None else {}
+    known = {kept.listed.key: kept for kept in before.kept()} if before is not None else {}
     for key in folders.keys(prefix):
         folder = f"{folders.base}/{prefix}/{key}"
         identity = _identity(f"{folder}/{DOCUMENT_NAME}", began)
@@ -169,12 +246,12 @@ def _load(index: Path) -> dict[str, _Row]:
         return {}
     try:
         with closing(_connect(index, "ro")) as database:
-            rows = database.execute(f"SELECT prefix, stamp, operations, entries, proof FROM {_TABLE}").fetchall()
+            rows = database.execute(f"SELECT prefix, stamp, details, entries, proof FROM {_TABLE}").fetchall()
     except (sqlite3.Error, OSError, UnicodeError):
         return {}
     found = {}
     for row in rows:
-        with suppress(ValueError, TypeError, LookupError, struct.error):
+        with suppress(ValueError, TypeError, LookupError):
             found[row[0]] = _decoded(row)
     return found
 
@@ -204,33 +281,34 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=_WAIT_SECONDS)
 
 
-def _encoded(prefix: str, row: _Row) -> tuple[str, str, str, bytes, str]:
-    operations = {kept.listed.operation: 0 for kept in row.kept}
+def _packed(stamp: str, kept: Sequence[_Kept]) -> _Row:
+    """A row of these entries."""
+    operations = tuple({it.listed.operation: None for it in kept})
     numbers = {operation: number for number, operation in enumerate(operations)}
-    packed = b"".join(
-        _ENTRY.pack(bytes.fromhex(it.key), KINDS.index(it.kind), it.nbytes, numbers[it.operation], *identity)
-        for it, identity in row.kept
-    )
-    names = json.dumps(list(operations))
-    return prefix, row.stamp, names, packed, _proof(prefix, row.stamp, names, packed)
+    totals = totals_of(it.listed for it in kept)
+    packed = []
+    for entry, identity in kept:
+        kind, number = KINDS.index(entry.kind), numbers[entry.operation]
+        packed.append(_ENTRY.pack(bytes.fromhex(entry.key), kind, entry.nbytes, number, *identity))
+    return _Row(stamp, tuple(totals.values()), operations, b"".join(packed))
+
+
+def _encoded(prefix: str, row: _Row) -> tuple[str, str, str, bytes, str]:
+    totals = [(it.count, it.nbytes, it.taken) for it in row.totals]
+    details = json.dumps({"operations": row.operations, "totals": totals})
+    return prefix, row.stamp, details, row.packed, _proof(prefix, row.stamp, details, row.packed)
 
 
 def _decoded(row: tuple[str, str, str, bytes, str]) -> _Row:
-    """ValueError, TypeError, LookupError or struct.error when it is not what was written."""
-    prefix, stamp, names, packed, proof = row
-    if proof != _proof(prefix, stamp, names, packed):
+    """ValueError, TypeError or LookupError when it is not what was written."""
+    prefix, stamp, details, packed, proof = row
+    if proof != _proof(prefix, stamp, details, packed):
         raise ValueError("a row was damaged")
-    operations = [str(name) for name in json.loads(names)]
-    return _Row(
-        stamp,
-        tuple(
-            _Kept(Listed(key.hex(), KINDS[kind], nbytes, operations[number]), (inode, size, mtime, ctime))
-            for key, kind, nbytes, number, inode, size, mtime, ctime in _ENTRY.iter_unpack(packed)
-        ),
-    )
+    found = json.loads(details)
+    return _Row(stamp, tuple(Total(*numbers) for numbers in found["totals"]), tuple(found["operations"]), packed)
 
 
-def _proof(prefix: str, stamp: str, names: str, packed: bytes) -> str:
-    hasher = blake3(f"{prefix}|{stamp}|{names}|".encode())
+def _proof(prefix: str, stamp: str, details: str, packed: bytes) -> str:
+    hasher = blake3(f"{prefix}|{stamp}|{details}|".encode())
     hasher.update(packed)
     return hasher.hexdigest(16)

@@ -23,17 +23,17 @@ import fcntl
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 from mergeflow.cache.folders import Folders
-from mergeflow.cache.index import Listed, survey
+from mergeflow.cache.index import Listed, survey, taken
 from mergeflow.cache.protection import Protection
 from mergeflow.cache.store import Cache
 from mergeflow.errors import CacheError
 
-BLOCK = 4096
 SHARE_OF_DISK = 1 / 4
 LEFT_FREE = 1 / 10
 SMALL = 1 << 30
@@ -54,7 +54,7 @@ class Removed:
     Args:
         count, nbytes: entries removed, and the disk space they took.
         left: disk space that the entries now take.
-        keys: the removed keys.
+        last_used: of each removed key when it was last used, in nanoseconds since 1970.
         doubts: files that may name any key, so that nothing could be removed.
         limit: what was kept to, in bytes.
     """
@@ -62,16 +62,14 @@ class Removed:
     count: int = 0
     nbytes: int = 0
     left: int = 0
-    keys: frozenset[str] = frozenset()
+    last_used: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     limit: int = 0
 
-
-def taken(entry: Listed) -> int:
-    """Bytes an entry takes on the disk: its files in whole blocks, and a block for its folder."""
-    files = 2 if entry.kind == "tensor" else 1
-    whole = -(-entry.nbytes // BLOCK) * BLOCK
-    return max(whole, files * BLOCK) + BLOCK
+    @property
+    def keys(self) -> Set[str]:
+        """The removed keys."""
+        return self.last_used.keys()
 
 
 def disk_of(folders: Folders) -> Disk:
@@ -103,11 +101,11 @@ def room(cache: Cache, limit: int | None, index: Path | None = None, *, reserved
         limit: the user's limit in bytes; None for the share of the disk.
         index: the index of the cache (`index.index_file`).
     """
-    entries = survey(cache.folders, index)
-    used = sum(map(taken, entries))
+    contents = survey(cache.folders, index)
+    used = contents.taken
     protection = Protection(cache.folders)
     keys = protection.keys
-    evictable = 0 if protection.doubts else sum(taken(entry) for entry in entries if entry.key not in keys)
+    evictable = 0 if protection.doubts else used - contents.taken_by(keys)
     below = limit_of(cache, limit, used) - (used - evictable)
     free = int(disk_of(cache.folders).free * (1 - LEFT_FREE)) - reserved
     return max(0, min(below, free + evictable))
@@ -125,8 +123,8 @@ def evict(cache: Cache, limit: int | None, index: Path | None = None, *, coming:
         OSError: the disk failed; what was removed so far is gone, and nothing else.
     """
     folders = cache.folders
-    entries = survey(folders, index)
-    used = sum(map(taken, entries))
+    contents = survey(folders, index)
+    used = contents.taken
     if used == 0:
         return Removed()
     most = limit_of(cache, limit, used)
@@ -139,24 +137,32 @@ def evict(cache: Cache, limit: int | None, index: Path | None = None, *, coming:
         if not is_ours:  # another process is at it
             return Removed(left=used, limit=most)
         protection = Protection(folders)
-        done = remove(folders, by_last_use(folders, entries, protection.keys), protection, enough=excess)
+        done = remove(folders, by_last_use(folders, contents.entries(), protection.keys), protection, enough=excess)
     return replace(done, left=used - done.nbytes, limit=most)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An entry that may go, and when it was last used, as nanoseconds since 1970 (None: not looked at)."""
+    """An entry that may go, and when it was last used, as nanoseconds since 1970."""
 
     entry: Listed
-    last_used: int | None
+    last_used: int
 
 
 def by_last_use(folders: Folders, entries: Iterable[Listed], needed: Collection[str]) -> list[Candidate]:
     """The entries nobody needs, damaged ones first, then the longest unused."""
-    found = []
-    for entry in entries:
-        if entry.key not in needed and (used := last_used_ns(folders, entry.key)) is not None:
-            found.append(Candidate(entry, used))
+    found: list[Candidate] = []
+    for prefix, group in groupby((it for it in entries if it.key not in needed), lambda it: it.key[:2]):
+        try:
+            folder = os.open(f"{folders.base}/{prefix}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:  # gone, or not ours to look at
+            continue
+        try:
+            for entry in group:
+                with contextlib.suppress(OSError):
+                    found.append(Candidate(entry, os.stat(entry.key, dir_fd=folder).st_mtime_ns))
+        finally:
+            os.close(folder)
     return sorted(found, key=lambda it: (it.entry.kind != "damaged", it.last_used, it.entry.key))
 
 
@@ -174,7 +180,7 @@ def remove(
         enough: stop when so many bytes are removed; None to remove all.
         dry_run: remove nothing, and say what would be.
     """
-    removed: list[Listed] = []
+    removed: dict[str, int] = {}
     nbytes = 0
 
     def leaving() -> Iterator[str]:
@@ -183,9 +189,8 @@ def remove(
             if enough is not None and nbytes >= enough:
                 return
             entry = candidate.entry
-            is_same = candidate.last_used is None or last_used_ns(folders, entry.key) == candidate.last_used
-            if is_same and not protection.holds(entry.key):
-                removed.append(entry)
+            if last_used_ns(folders, entry.key) == candidate.last_used and not protection.holds(entry.key):
+                removed[entry.key] = candidate.last_used
                 nbytes += taken(entry)
                 yield folders.entry(entry.key)
 
@@ -193,9 +198,7 @@ def remove(
         deque(leaving(), maxlen=0)
     else:
         folders.discard_all(leaving())
-    return Removed(
-        len(removed), nbytes, keys=frozenset(entry.key for entry in removed), doubts=tuple(protection.doubts)
-    )
+    return Removed(len(removed), nbytes, last_used=removed, doubts=tuple(protection.doubts))
 
 
 def last_used_ns(folders: Folders, key: str) -> int | None:

@@ -16,7 +16,7 @@ from mergeflow.cache.place import CachePlace, as_place, local_folder
 from mergeflow.cache.store import Cache
 
 if TYPE_CHECKING:
-    from mergeflow.cache.tiers import Sharing
+    from mergeflow.cache.sharing import Sharing
 
 Where = CachePlace | Path | str
 
@@ -60,7 +60,7 @@ class _Sharings:
 def _sharing(url: str) -> Sharing:
     from mergeflow.cache.document import Secret
     from mergeflow.cache.remote import Remote, connect
-    from mergeflow.cache.tiers import Sharing
+    from mergeflow.cache.sharing import Sharing
 
     secret = os.environ.get("MERGEFLOW_CACHE_SECRET")
     return Sharing(Remote(url, partial(connect, url)), Secret.of(secret) if secret else None)

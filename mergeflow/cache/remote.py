@@ -7,14 +7,14 @@
 lists at a time: the keys that share two digits by one list of that folder, a thousand names for each request. A folder
 of a very large store would take more requests than there are keys to look for: it is given up after as many, and its
 keys are asked for one by one. So n keys never take more than 2n requests, and a plan of 10,000 nodes against a store
-of 100,000 entries takes 256, in eight rounds. Answers hold for half a minute.
+of 100,000 entries takes 256, in eight rounds. Answers hold for half a minute, and not from one run to the next.
 
 The names that a store lists are strangers' words: only those count that are exactly what we would have written for a
 key that was asked for. Nothing is read beyond the size that was agreed on, and a tensor in parts, so that memory
 stays bounded.
 
 **What is wrong with a store** is one of two things: it *refuses* us (no such bucket, no rights, no credentials), which
-the user must mend, or it is *down*, which passes. After either nothing more is asked of it for a minute.
+the user must mend, or it is *down*, which passes: after that nothing is asked of it for a minute.
 
 Credentials, region and endpoint come from the environment, as obstore reads it (``AWS_ACCESS_KEY_ID``,
 ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS``, ``AZURE_STORAGE_ACCOUNT_NAME``, ...).
@@ -119,6 +119,10 @@ class Remote:
                     list(pool.map(self._look_for, unanswered))
         answers = {key: self._answers.get(key, (0.0, None))[1] for key in keys}
         return {key: found for key, found in answers.items() if found is not None}
+
+    def forget(self) -> None:
+        """Ask anew from now on: others may have put more there."""
+        self._answers.clear()
 
     def remember(self, key: str, found: Found) -> None:
         """Note that the entry `key` is there, because it was put there."""
@@ -243,7 +247,7 @@ class Remote:
 def _entries(page_names: Iterable[tuple[str, int]]) -> Iterator[tuple[str, str, int]]:
     for path, size in page_names:
         match path.split("/"):
-            case ["v1", prefix, key, name] if key.startswith(prefix) and len(prefix) == 2:
+            case ["v1", _, key, name]:
                 yield key, name, size
 
 

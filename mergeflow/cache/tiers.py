@@ -24,19 +24,19 @@ which may be thousands, while the run goes on.
 
 from __future__ import annotations
 
+import errno
 import shutil
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mergeflow.cache.document import Secret, TensorDocument, decode, sealed_with
+from mergeflow.cache.document import TensorDocument, decode, sealed_with
 from mergeflow.cache.entry import DOCUMENT_NAME, EntryInfo, OnDamage
 from mergeflow.cache.folders import checked_key, delete
 from mergeflow.cache.place import CachePlace
-from mergeflow.cache.remote import REQUESTS_AT_A_TIME, Found, Remote, StoreDown, StoreRefuses
+from mergeflow.cache.remote import REQUESTS_AT_A_TIME, Found, StoreDown, StoreRefuses
+from mergeflow.cache.sharing import Sharing
 from mergeflow.cache.store import Cache, log_damage
 from mergeflow.cache.transfer import fetch_chunks, shareable
 from mergeflow.dtypes import DType
@@ -47,101 +47,7 @@ if TYPE_CHECKING:
 
 # A record's values stand in its document. The largest of ours (Gram matrices of many models) take some kilobytes.
 MOST_DOCUMENT_BYTES = 16 << 20
-# From so many damaged entries on it is the store that is bad, not an entry.
-MOST_DAMAGED = 8
-_UPLOADS_AT_A_TIME = 16
-_MOST_WAITING = 512
-_FETCHED_AT_A_TIME = 64
-
-
-class Sharing:
-    """What one process knows of its dealings with one store: what it found damaged, what waits, what went wrong.
-
-    Args:
-        secret: what documents are sealed with; None for the plain seal.
-    """
-
-    def __init__(self, remote: Remote, secret: Secret | None) -> None:
-        self.remote = remote
-        self.secret = secret
-        self.damaged: set[str] = set()
-        self._count_damaged = 0
-        self._is_refused = False
-        self._guard = threading.Lock()
-        self._fetching = [threading.Lock() for _ in range(_FETCHED_AT_A_TIME)]
-        self._warnings: list[str] = []
-        self._uploads: ThreadPoolExecutor | None = None
-        self._waiting: set[Future[None]] = set()
-        self._room = threading.BoundedSemaphore(_MOST_WAITING)
-
-    @property
-    def is_readable(self) -> bool:
-        return not self.remote.is_left_alone and self._count_damaged < MOST_DAMAGED
-
-    @property
-    def is_writable(self) -> bool:
-        return not self.remote.is_left_alone and not self._is_refused
-
-    def distrust(self, key: str) -> None:
-        """From now on the store's entry `key` counts as missing, until this process has put a new one there."""
-        with self._guard:
-            self._count_damaged += key not in self.damaged
-            self.damaged.add(key)
-        if self._count_damaged >= MOST_DAMAGED:
-            self._say(f"{self.remote.url} has {MOST_DAMAGED} damaged entries or more: nothing more is read from it")
-
-    def replaced(self, key: str) -> None:
-        """The store's entry `key` is now one of ours."""
-        with self._guard:
-            self.damaged.discard(key)
-
-    def failed(self, consequence: str, error: StoreDown | StoreRefuses) -> None:
-        """Says that the store failed, and leaves it alone for a while."""
-        self.remote.leave_alone()
-        self._say(f"the cache {self.remote.url} does not answer ({error}): {consequence}")
-
-    def refused(self, error: StoreRefuses) -> None:
-        """Says that we may not write, and does not try again in this process."""
-        self._is_refused = True
-        self._say(f"the cache {self.remote.url} cannot be written ({error}): others will not find what this computes")
-
-    def take_warnings(self) -> tuple[str, ...]:
-        """What is to be said since this was last called."""
-        with self._guard:
-            taken, self._warnings = tuple(self._warnings), []
-        return taken
-
-    def _say(self, warning: str) -> None:
-        with self._guard:
-            if warning not in self._warnings:
-                self._warnings.append(warning)
-
-    @contextmanager
-    def fetching(self, key: str) -> Iterator[None]:
-        """Held while an entry is fetched, so that this process fetches it once."""
-        with self._fetching[int(key[:2], 16) % len(self._fetching)]:
-            yield
-
-    def later(self, work: Callable[[], None]) -> None:
-        """Does `work` on another thread, soon; waits when too much waits already."""
-        self._room.acquire()
-        with self._guard:
-            if self._uploads is None:
-                self._uploads = ThreadPoolExecutor(_UPLOADS_AT_A_TIME, thread_name_prefix="mergeflow-upload")
-            future = self._uploads.submit(work)
-            self._waiting.add(future)
-        future.add_done_callback(self._done)
-
-    def settle(self) -> None:
-        """Waits for what was to be done later."""
-        with self._guard:
-            waiting = set(self._waiting)
-        wait(waiting)
-
-    def _done(self, future: Future[None]) -> None:
-        with self._guard:
-            self._waiting.discard(future)
-        self._room.release()
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)  # no slots: methods call those of Cache by super(), which a class with slots loses
@@ -194,8 +100,10 @@ class TieredCache(Cache):
         """Removes the entry `key` here; the store's counts as missing until it is replaced by a new one."""
         super().discard(key)
         self.sharing.distrust(key)
+        self.sharing.remote.forget()  # a run plans again: what its workers have put there meanwhile counts
 
     def check(self) -> None:
+        self.sharing.remote.forget()
         if self.sharing.is_readable:
             self._find({"0" * 64})
 
@@ -243,11 +151,19 @@ class TieredCache(Cache):
                 raise LostEntry(key, f"{self.sharing.remote.url} is not read any more")
             try:
                 self._fetch(key)
-            except (StoreDown, StoreRefuses) as error:
+            except StoreDown as error:
                 self.sharing.failed("this run computes what it counted on", error)
                 raise LostEntry(key, f"{self.sharing.remote.url}: {error}") from error
+            except StoreRefuses as error:
+                self.sharing.refused_reading(error)
+                raise LostEntry(key, f"{self.sharing.remote.url}: {error}") from error
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                self.sharing.no_room(str(self.root))
+                raise LostEntry(key, f"{self.root} has no room for it") from error
             except CorruptEntry as error:
-                self.sharing.distrust(key)
+                self.sharing.found_damaged(key)
                 raise CorruptEntry(key, f"in {self.sharing.remote.url}, {error.reason}") from error
 
     def _fetch(self, key: str) -> None:
@@ -293,7 +209,7 @@ class TieredCache(Cache):
         except StoreDown as error:
             sharing.failed("this run goes on, and others will not find all that it computes", error)
         except StoreRefuses as error:
-            sharing.refused(error)
+            sharing.refused_writing(error)
         else:
             sharing.replaced(key)
             sharing.remote.remember(key, Found("record" if entry.chunks is None else "tensor", len(entry.text)))

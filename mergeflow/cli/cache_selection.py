@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from mergeflow.cache.index import Listed, survey
+from mergeflow.cache.index import Contents, Listed, ListedKind, Total, index_file, survey, totals_of
 from mergeflow.cache.limit import last_used_ns
 from mergeflow.cache.open import open_local
 from mergeflow.cache.place import as_place
@@ -19,11 +20,12 @@ from mergeflow.cli.console import plain, stderr
 from mergeflow.cli.flags import make_options, read_with
 from mergeflow.cli.progress import only_warnings
 from mergeflow.cli.units import parse_age
-from mergeflow.recipe.records import Recipe
 from mergeflow.recipe.sizes import parse_size
-from mergeflow.workflow.cache_keys import RecipeKeys, recipe_keys
-from mergeflow.workflow.caring import index_of
-from mergeflow.workflow.options import Options
+
+if TYPE_CHECKING:
+    from mergeflow.recipe.records import Recipe
+    from mergeflow.workflow.cache_keys import RecipeKeys
+    from mergeflow.workflow.options import Options
 
 
 @dataclass(frozen=True)  # no slots: cached properties live in the instance's dictionary
@@ -57,20 +59,33 @@ class Selection:
         return self.cache.root
 
     @property
-    def index(self) -> Path | None:
-        return index_of(self.options)
+    def index(self) -> Path:
+        return index_file(self.options.state, self.folder)
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What is in the cache, chosen or not."""
+        return survey(self.cache.folders, self.index)
 
     @cached_property
     def keys(self) -> RecipeKeys | None:
         """The keys of the recipes, by step; None when none is given."""
-        return recipe_keys(self.recipes, self.options, only_warnings, self.steps) if self.recipes else None
+        if not self.recipes:
+            return None
+        from mergeflow.workflow.cache_keys import recipe_keys  # a third of a second, for those who name a recipe
+
+        return recipe_keys(self.recipes, self.options, only_warnings, self.steps)
+
+    def totals(self) -> dict[ListedKind, Total]:
+        """Sums over the entries that are meant."""
+        return self.contents.totals() if self.is_everything else totals_of(self.entries())
 
     def entries(self) -> list[Listed]:
         """The entries that are meant, damaged ones included, by rising key."""
         keys = self.keys.all if self.keys is not None else None  # first: it finds the recipe's mistakes
         return [
             entry
-            for entry in survey(self.cache.folders, self.index)
+            for entry in self.contents.entries()
             if (keys is None or entry.key in keys)
             and (self.larger_than is None or entry.nbytes > self.larger_than)
             and (self.unused_since is None or last_used(self.cache, entry.key) < self.unused_since)

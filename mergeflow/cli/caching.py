@@ -11,8 +11,8 @@ import typer
 
 from mergeflow.cache.care import Usage, clear, usage_of, verify
 from mergeflow.cache.collecting import Collected, Unwanted, collect
-from mergeflow.cache.index import Listed, survey
-from mergeflow.cache.limit import Removed, by_last_use, limit_of, remove, taken
+from mergeflow.cache.index import Listed, totals_of
+from mergeflow.cache.limit import Removed, by_last_use, limit_of, remove
 from mergeflow.cache.pins import read_pins
 from mergeflow.cache.protection import Protection
 from mergeflow.cli.cache_selection import Selection, last_used
@@ -45,12 +45,10 @@ def list_entries(selection: Selection, sort: str, *, as_json: bool) -> None:
 
 def show_usage(selection: Selection, *, as_json: bool) -> None:
     """Counts and bytes per kind and per step, and the limit."""
-    entries = selection.entries()
-    everything = entries if selection.is_everything else survey(selection.cache.folders, selection.index)
-    used = usage_of(entries)
-    on_disk = sum(map(taken, everything))
+    used = usage_of(selection.totals())
+    on_disk = selection.contents.taken
     limit = limit_of(selection.cache, selection.options.cache_limit, on_disk)
-    steps = _per_step(selection, entries)
+    steps = _per_step(selection)
     if as_json:
         by_step = {step: asdict(of) for step, of in steps.items()}
         details = {"disk_bytes": on_disk, "limit": limit, "steps": by_step}
@@ -130,7 +128,7 @@ def clear_entries(selection: Selection, *, force: bool, ask: bool) -> None:
     _warn_of_doubts(tuple(pins.doubts))
     if not force:
         _refuse_if_leased(selection, going)
-    used = usage_of(going)
+    used = usage_of(totals_of(going))
     if ask and going:
         count = _entries(len(going))
         typer.confirm(f"remove {count} ({size_text(used.nbytes)}) from {selection.folder}?", abort=True)
@@ -141,7 +139,7 @@ def clear_entries(selection: Selection, *, force: bool, ask: bool) -> None:
     # Asked again before each removal: a run may have begun since.
     protection = Protection(folders, leases=not force, pins=not force)
     done = remove(folders, by_last_use(folders, going, ()), protection)
-    gone = usage_of(entry for entry in going if entry.key in done.keys)
+    gone = usage_of(totals_of(entry for entry in going if entry.key in done.keys))
     print_text(f"removed {_entries(done.count)}, {size_text(gone.nbytes)}")
     if len(entries) > len(going):
         kept = len(entries) - len(going)
@@ -179,12 +177,11 @@ def _on_disk(removed: Removed) -> str:
     return f"{size_text(removed.nbytes)} on the disk"
 
 
-def _per_step(selection: Selection, entries: list[Listed]) -> dict[str, Usage]:
+def _per_step(selection: Selection) -> dict[str, Usage]:
     if selection.keys is None:
         return {}
-    return {
-        step: usage_of(entry for entry in entries if entry.key in keys) for step, keys in selection.keys.steps.items()
-    }
+    entries, steps = selection.entries(), selection.keys.steps
+    return {step: usage_of(totals_of(it for it in entries if it.key in keys)) for step, keys in steps.items()}
 
 
 def _pinned(selection: Selection) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -159,7 +160,9 @@ def run_while_wanted(task: Task, settings: Settings, running: str) -> TaskResult
     result = run_task(task, settings, moved)
     if settings.cache is not None:
         # A worker may end when the run does: what it has to put into a shared cache is there before it answers.
-        open_cache(settings.cache).settle()
+        store = open_cache(settings.cache)
+        store.settle()
+        result = replace(result, warnings=result.warnings + store.warnings())
     return result
 
 

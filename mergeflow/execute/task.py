@@ -16,6 +16,7 @@ from mergeflow.cache.open import open_cache
 from mergeflow.cache.place import CachePlace
 from mergeflow.cache.store import Cache
 from mergeflow.cache.tensors import TensorWriter
+from mergeflow.dtypes import DType
 from mergeflow.errors import CorruptEntry, RunError
 from mergeflow.execute.cache_full import CacheFull, has_room
 from mergeflow.execute.compared import ComparedFiles
@@ -78,7 +79,7 @@ def compute_tensor(program: Program, settings: Settings) -> torch.Tensor:
     whole = torch.empty(program.size * last.dtype.itemsize, dtype=torch.uint8)
     with InputFiles() as files:
         destination = _InMemory(memory(whole), _Records(store))
-        evaluate(program, settings, files, _opener(store, _store(settings.parts)), destination, ignore_bytes)
+        evaluate(program, settings, files, _opener(program, store, _store(settings.parts)), destination, ignore_bytes)
     return whole.view(torch_dtype(last.dtype.name)).reshape(program.shape)
 
 
@@ -91,7 +92,7 @@ def _run_program(program: Program, settings: Settings, moved: Moved) -> TaskResu
         ComparedFiles() if settings.compare else OutputFiles(_turns()) as outputs,
         _Results(program, store, parts, outputs, parts_stay=parts_stay) as results,
     ):
-        evaluation = evaluate(program, settings, files, _opener(store, parts), results, moved)
+        evaluation = evaluate(program, settings, files, _opener(program, store, parts), results, moved)
         warnings = _check_finite(program, evaluation, settings)
         results.publish(_made_non_finite(program, evaluation))
         warnings += results.warnings
@@ -297,13 +298,18 @@ def _store(where: CachePlace | str | None) -> Cache | None:
     return open_cache(where) if where is not None else None
 
 
-def _opener(store: Cache | None, parts: Cache | None) -> Callable[[str], _OpenTensor]:
+def _opener(program: Program, store: Cache | None, parts: Cache | None) -> Callable[[str], _OpenTensor]:
+    expected = {it.key: it.dtype for it in program.instructions if it.kind == "cached"}
+
     def open_tensor(key: str) -> _OpenTensor:
         if parts is not None and parts.lookup([key]):
             return _OpenTensor(parts, key)
         if store is None:
             raise CorruptEntry(key, "there is no cache to read it from")
-        return _OpenTensor(store, key)
+        opened = _OpenTensor(store, key)
+        if key in expected:
+            opened.check(expected[key], program.shape)
+        return opened
 
     return open_tensor
 
@@ -312,10 +318,24 @@ class _OpenTensor:
     """A cached tensor, as an evaluation reads it."""
 
     def __init__(self, store: Cache, key: str) -> None:
+        self._store = store
+        self._key = key
         self._reader = store.open_tensor(key)
+
+    def check(self, dtype: DType | None, shape: tuple[int, ...]) -> None:
+        """CorruptEntry unless it is of this dtype and shape: a shared cache may hold anything under a key."""
+        found = (self._reader.dtype, self._reader.shape)
+        if found != (dtype, shape):
+            self._reader.close()
+            self._store.discard(self._key)  # here, too, when the run was asked for elsewhere
+            raise CorruptEntry(self._key, f"it is {_described(*found)} where {_described(dtype, shape)} is needed")
 
     def read_into(self, start: int, out: memoryview) -> None:
         self._reader.read_into(start, out)
+
+
+def _described(dtype: DType | None, shape: tuple[int, ...]) -> str:
+    return f"a tensor of {dtype.name if dtype else '?'}{list(shape)}"
 
 
 @cache

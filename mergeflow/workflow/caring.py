@@ -10,6 +10,7 @@ None of it can fail a run, nor change a byte of its outputs: values that are not
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from mergeflow.graph.nodes import Node
 from mergeflow.graph.plan import computed_keys
 from mergeflow.workflow.options import LIMIT_VARIABLE, Options
 
+# A file system's clock is behind the processor's by up to one of its ticks.
+TICK_NS = 50_000_000
+
 
 @contextmanager
 def cared_for(options: Options, nodes: Iterable[Node], listen: Listener) -> Iterator[None]:
@@ -39,13 +43,15 @@ def cared_for(options: Options, nodes: Iterable[Node], listen: Listener) -> Iter
         return
     cache = open_local(options.cache)
     keys = frozenset(computed_keys(nodes))
+    began = time.time_ns() - TICK_NS
     for path in abandoned_leases(cache.folders):
         delete(path)
     with leasing(cache.folders, keys):
         touch(cache, keys)
         yield
     removed = make_room(options, listen)
-    lost = len(removed.keys & keys)
+    # Of inputs that were hashed on the way the keys were not known in the beginning; the times say what was of use.
+    lost = sum(1 for key, used in removed.last_used.items() if key in keys or used >= began)
     if lost:
         limit = f"the cache's limit of {_size(removed.limit)}"
         how = f"raise it with --cache-limit or ${LIMIT_VARIABLE}"

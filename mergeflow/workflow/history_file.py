@@ -1,8 +1,8 @@
 """Where the last run of a recipe leaves what its tensors were made of, for the next plan to say what changed.
 
-One JSON file for each recipe file (and each candidate of its sweeps), in this machine's state folder. It only
-explains, so a damaged, missing or older one
-is the same as none, and a state folder that cannot be written is no reason for a run to fail.
+One JSON file for each recipe file (and each candidate of its sweeps), in this machine's state folder. It only explains,
+so a damaged, missing or older one is the same as none, and a state folder that cannot be written is no reason for a run
+to fail.
 
 Names of tensors stand once, in a table; a list of tensors is the runs of that table it goes through, and their
 keys are one text:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergeflow.cache.open import Where, open_cache
-from mergeflow.errors import CorruptEntry, OutputError
+from mergeflow.cache.store import Cache
+from mergeflow.errors import CorruptEntry, LostEntry, OutputError
 from mergeflow.execute.events import Listener, Warned
 from mergeflow.execute.warmup import may_have_cuda
 from mergeflow.graph.memory import Budget, make_budget
@@ -158,7 +159,7 @@ def read_records(graph: Graph, wanted: Sequence[Target], known: Known, cache: Wh
             try:
                 records[key] = store.read_record(key)
             except CorruptEntry as error:
-                listen(Warned(f"{error}; it is computed again"))
+                tell_dropped(store, error, listen)
                 store.discard(key)
                 damaged.append(key)
         for key in damaged:
@@ -166,6 +167,12 @@ def read_records(graph: Graph, wanted: Sequence[Target], known: Known, cache: Wh
         known = Known(known.tensors, known.cache_is_off, records)
         if not damaged:  # else what the damaged ones depend on is needed too
             return known
+
+
+def tell_dropped(store: Cache, error: CorruptEntry, listen: Listener) -> None:
+    """Warn of an entry that cannot be used; where it is the whole store that fails, of that, once."""
+    for warning in store.warnings() if isinstance(error, LostEntry) else [f"{error}; it is computed again"]:
+        listen(Warned(warning))
 
 
 def _needed_records(graph: Graph, wanted: Sequence[Target], known: Known) -> list[str]:

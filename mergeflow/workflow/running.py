@@ -43,7 +43,7 @@ from mergeflow.workflow.locking import lock_of
 from mergeflow.workflow.models import Opened, check, compile_from_headers, compile_with_digests, is_elsewhere
 from mergeflow.workflow.options import Options, peak_memory
 from mergeflow.workflow.parts import room_for_parts
-from mergeflow.workflow.planning import budget, look_up, native_judge, read_records
+from mergeflow.workflow.planning import budget, look_up, native_judge, read_records, tell_dropped
 from mergeflow.workflow.published import remember_output
 from mergeflow.workflow.report import ByteCounts, OutputReport, RunReport, TensorCounts, VocabularyReport
 from mergeflow.workflow.shards import OpenShards, copying
@@ -219,7 +219,7 @@ class _Run:
             with guard:
                 self.results.append(result)
                 self.warn(result.warnings)
-                complete = shards.arrived(result.tensors)
+                complete = shards.computed(result.tensors)
                 if self.late is not None:
                     self.late.learn(result.inputs)
                     complete = [(staging, self.late.keyed(staging.target.path, shard)) for staging, shard in complete]
@@ -259,8 +259,9 @@ class _Run:
             raise RunError(f"{error}; this run has written it: look at the output's disk") from error
         if last:
             raise RunError(f"{error}; the cache keeps failing: look at its disk, or run with --no-cache") from error
-        self.hear(Warned(f"{error}; it is computed again"))
-        open_cache(self.options.cache).discard(error.key)
+        store = open_cache(self.options.cache)
+        tell_dropped(store, error, self.hear)
+        store.discard(error.key)
 
     def share(self) -> None:
         """Wait until others can see what was put into the cache, where it is shared, and tell what could not be."""

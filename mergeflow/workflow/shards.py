@@ -2,7 +2,8 @@
 
 What an earlier output has unchanged is copied by the kernel in a thread of its own, beside the tasks: it takes little
 processor time where they take nothing else, and one copier at a time is as fast as several (measured: two threads
-copying into one file gain nothing, and the disk is one).
+copying into one file gain nothing, and the disk is one). Tasks that are a shard ahead of it are slowed down: a shard is
+complete when both have done their part, and what a run has computed for shards that are not would be lost with it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from mergeflow.output.copies import copy_run, copy_runs
 from mergeflow.output.layout import Shard
 from mergeflow.output.staging import Staging, complete_shard
 
+# How long a task that is ahead of the copying waits at each of its blocks.
+AHEAD_SECONDS = 0.1
+
 
 class OpenShards:
     """Which tensors each shard still waits for. Any thread may ask and tell."""
 
     def __init__(self, stagings: Mapping[str, Staging]) -> None:
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
         self._stagings = stagings
         self._works: dict[str, list[ShardWork]] = {
             step: [work for work in staging.works if not _is_complete(staging, work)]
@@ -34,6 +38,11 @@ class OpenShards:
             for step, works in self._works.items()
             for work in works
         }
+        # Shards in their order, as far as computed tensors have arrived and as far as they are copied.
+        self._number = {name: number for number, name in enumerate(self._waiting)}
+        self._reached = 0
+        self._copied = 0
+        self._more_copied = threading.Condition(self._guard)
         self._shard_of = {
             (step, place.tensor.name): work.shard
             for step, works in self._works.items()
@@ -64,6 +73,21 @@ class OpenShards:
                         complete_shard(staging, shard)
                 if not work.places:
                     complete_shard(self._stagings[step], work.shard)
+                with self._more_copied:
+                    self._copied += 1
+                    self._more_copied.notify_all()
+
+    def let_copies_catch_up(self, seconds: float) -> None:
+        """Wait so long, at most, when the tasks are in a later shard than the copying."""
+        with self._more_copied:
+            self._more_copied.wait_for(lambda: self._reached <= self._copied, seconds)
+
+    def computed(self, tensors: Sequence[tuple[str, str]]) -> list[tuple[Staging, Shard]]:
+        """The same as `arrived`, for tensors that a task has computed."""
+        with self._guard:
+            numbers = [self._number[step, self._shard_of[step, name].file] for step, name in tensors]
+            self._reached = max([self._reached, *numbers])
+        return self.arrived(tensors)
 
     def arrived(self, tensors: Sequence[tuple[str, str]]) -> list[tuple[Staging, Shard]]:
         """Note that tensors are in their places; returns the shards that are complete by that."""
@@ -105,6 +129,8 @@ def copying(shards: OpenShards, listen: Listener) -> Iterator[Listener]:
     def listen_for_tasks(event: Event) -> None:
         if failed:
             raise failed[0]
+        if isinstance(event, BytesMoved):
+            shards.let_copies_catch_up(AHEAD_SECONDS)
         listen(event)
 
     thread = threading.Thread(target=copy, name="copy unchanged tensors")

@@ -20,7 +20,7 @@ import mergeflow
 from mergeflow.cache import index as index_module
 from mergeflow.cache.care import clear
 from mergeflow.cache.folders import Folders, latest_doubtless_time
-from mergeflow.cache.index import Listed, index_file, survey
+from mergeflow.cache.index import Listed, index_file, survey, totals_of
 from mergeflow.cache.store import Cache
 from mergeflow.dtypes import FLOAT32
 
@@ -34,7 +34,7 @@ def later(_: Folders) -> float:
 
 def everything(cache: Cache) -> list[Listed]:
     """What a look at every entry finds."""
-    return survey(cache.folders, None)
+    return survey(cache.folders, None).entries()
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -108,11 +108,13 @@ class RandomCare(RuleBasedStateMachine):
     def look_by_a_wrong_clock(self, wrong: float) -> None:
         """This machine's clock is ahead of the disk's, or behind it."""
         found = survey(self.cache.folders, self.index, lambda it: latest_doubtless_time(it, time.time() + wrong))
-        assert found == everything(self.cache)
+        assert found.entries() == everything(self.cache)
 
     @invariant()
     def index_equals_everything(self) -> None:
-        assert survey(self.cache.folders, self.index) == everything(self.cache)
+        found = survey(self.cache.folders, self.index)
+        assert found.entries() == everything(self.cache)
+        assert found.totals() == totals_of(everything(self.cache))
 
 
 def test_the_index_says_what_a_look_at_everything_says(tmp_path: Path) -> None:
@@ -130,9 +132,9 @@ def test_what_is_known_is_not_opened_again(tmp_path: Path, monkeypatch: pytest.M
     cache, index = Cache(tmp_path / "cache"), tmp_path / "index.sqlite"
     for number in range(20):
         cache.write_record(key(number), {}, {"op": "gram"})
-    first = survey(cache.folders, index, later)
+    first = survey(cache.folders, index, later).entries()
     seen = opened(monkeypatch)
-    assert survey(cache.folders, index, later) == first
+    assert survey(cache.folders, index, later).entries() == first
     assert seen == []
     cache.write_record(key(3 + 256), {}, {"op": "kth_magnitude"})
     survey(cache.folders, index, later)
@@ -166,12 +168,12 @@ def test_a_damaged_row_is_a_missing_one(tmp_path: Path) -> None:
     cache, index = Cache(tmp_path / "cache"), tmp_path / "index.sqlite"
     for number in (1, 2):
         cache.write_record(key(number), {"x": number}, {"op": "gram"})
-    expected = survey(cache.folders, index, later)
-    for column, value in (("entries", b"\0" * 81), ("stamp", "1:2:3:4:5"), ("operations", "[]"), ("proof", None)):
+    expected = survey(cache.folders, index, later).entries()
+    for column, value in (("entries", b"\0" * 81), ("stamp", "1:2:3:4:5"), ("details", "{}"), ("proof", None)):
         with sqlite3.connect(index) as database:
-            database.execute(f"UPDATE entries_1 SET {column} = ? WHERE prefix = '01'", (value,))
+            database.execute(f"UPDATE entries_2 SET {column} = ? WHERE prefix = '01'", (value,))
         database.close()
-        assert survey(cache.folders, index, later) == expected
+        assert survey(cache.folders, index, later).entries() == expected
 
 
 def test_an_index_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_an_index_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
     (tmp_path / "index.sqlite").mkdir()
     (tmp_path / "file").write_text("mine")
     for index in (tmp_path / "index.sqlite", tmp_path / "file" / "index.sqlite"):
-        assert [entry.key for entry in survey(cache.folders, index)] == [key(1)]
+        assert [entry.key for entry in survey(cache.folders, index).entries()] == [key(1)]
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -190,7 +192,7 @@ def test_damaged_entries_are_listed_as_such(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.write_record(key(1), {}, {"op": "gram"})
     os.truncate(files(cache, key(1))[0], 3)
-    assert survey(cache.folders, None) == [Listed(key(1), "damaged", 0, "?")]
+    assert everything(cache) == [Listed(key(1), "damaged", 0, "?")]
 
 
 def test_each_cache_has_its_own_index(tmp_path: Path) -> None:
@@ -228,5 +230,5 @@ def test_several_processes_share_an_index(tmp_path: Path) -> None:
         for mine in range(3)
     ]
     assert [process.wait() for process in running] == [0, 0, 0]
-    assert survey(cache.folders, index) == everything(cache)
-    assert survey(cache.folders, index, later) == everything(cache)
+    assert survey(cache.folders, index).entries() == everything(cache)
+    assert survey(cache.folders, index, later).entries() == everything(cache)

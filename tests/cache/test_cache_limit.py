@@ -22,9 +22,9 @@ import mergeflow
 from mergeflow.cache import limit as limit_module
 from mergeflow.cache.care import touch, usage, verify
 from mergeflow.cache.collecting import Unwanted, collect
-from mergeflow.cache.index import survey
+from mergeflow.cache.index import BLOCK, survey
 from mergeflow.cache.leases import leasing
-from mergeflow.cache.limit import BLOCK, Disk, Removed, default_limit, evict, lock, room, taken
+from mergeflow.cache.limit import Disk, Removed, default_limit, evict, lock, room
 from mergeflow.cache.pins import Pin, write_pin
 from mergeflow.cache.store import Cache
 from mergeflow.dtypes import FLOAT32
@@ -49,11 +49,11 @@ def used(cache: Cache, number: int, age: float) -> None:
 
 
 def numbers_in(cache: Cache) -> set[int]:
-    return {int(entry.key[2:], 16) for entry in survey(cache.folders, None)}
+    return {int(entry.key[2:], 16) for entry in survey(cache.folders, None).entries()}
 
 
 def size(cache: Cache) -> int:
-    return sum(map(taken, survey(cache.folders, None)))
+    return survey(cache.folders, None).taken
 
 
 def test_the_longest_unused_goes_first(tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ The store is obstore's own in memory; `test_cache_remote_s3.py` speaks the real 
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import threading
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import obstore
@@ -28,8 +30,9 @@ from tiers_of_machines import URL, folder_of, machine, objects
 from mergeflow.cache.document import Secret, encode_record, encode_tensor, sealed_with
 from mergeflow.cache.layout import Layout
 from mergeflow.cache.remote import REQUESTS_AT_A_TIME, Found, Remote, StoreDown, StoreRefuses, connect
+from mergeflow.cache.sharing import MOST_DAMAGED
 from mergeflow.cache.store import Cache
-from mergeflow.cache.tiers import MOST_DAMAGED, MOST_DOCUMENT_BYTES, TieredCache
+from mergeflow.cache.tiers import MOST_DOCUMENT_BYTES, TieredCache
 from mergeflow.dtypes import BFLOAT16, FLOAT32, DType, by_name
 from mergeflow.errors import CacheError, CorruptEntry, LostEntry
 
@@ -132,6 +135,8 @@ def test_any_flipped_byte_is_found(data: st.DataObject) -> None:
         assert_refused(there, key(1), "is damaged")
         put_tensor(there, key(1), FLOAT32, (5, 20))
         assert np.array_equal(read_whole(machine(Path(folder, "third"), store), key(1)), values)
+        Cache(there.root).discard(key(1))
+        assert key(1) in there.lookup([key(1)]), "what it has replaced it trusts again"
 
 
 @pytest.mark.parametrize("change", [lambda old: old[:-1], lambda old: old + b"x", lambda old: b""])
@@ -254,6 +259,24 @@ def test_a_damaged_local_entry_is_fetched_anew(store: MemoryStore, tmp_path: Pat
     assert np.array_equal(read_whole(again, key(1)), values)
 
 
+def test_a_full_disk_here_costs_a_warning(store: MemoryStore, tmp_path: Path) -> None:
+    """No room for what the store has: said once, nothing half-fetched is left, and the run computes instead."""
+    put_tensor(machine(tmp_path / "a", store), key(1), FLOAT32, (50,))
+
+    def full(path: str) -> BinaryIO:
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    there = replace(machine(tmp_path / "b", store), create=full)
+    assert key(1) in there.lookup([key(1)])
+    with pytest.raises(LostEntry, match="no room"):
+        there.open_tensor(key(1))
+    assert work_in_progress(there) == []
+    assert there.lookup([key(1)]) == {}
+    (warning,) = there.warnings()
+    assert str(tmp_path / "b") in warning
+
+
 # The secret
 
 
@@ -349,6 +372,27 @@ def test_a_store_that_may_not_be_read_is_an_error_at_once(store: MemoryStore, tm
             ask()
 
 
+def test_a_store_that_lists_what_may_not_be_read_costs_a_warning(store: MemoryStore, tmp_path: Path) -> None:
+    """Rights to list and not to read: said once; its entries are no hits any more, and none of them is called damaged."""
+    here = machine(tmp_path / "a", store)
+    for number in range(2 * MOST_DAMAGED):
+        here.write_record(key(number), {}, ABOUT)
+    here.settle()
+
+    class Sealed(Remote):
+        def read(self, name: str, limit: int) -> bytes | None:
+            raise StoreRefuses("access is denied")
+
+    there = machine(tmp_path / "b", store, remote=Sealed)
+    for name in there.lookup([key(number) for number in range(2 * MOST_DAMAGED)]):
+        with pytest.raises(LostEntry):
+            there.read_record(name)
+        there.discard(name)
+    assert there.lookup([key(1)]) == {}
+    (warning,) = there.warnings()
+    assert warning.startswith(f"the cache {URL} cannot be read (access is denied)")
+
+
 def test_a_store_that_may_not_be_written_is_read_all_the_same(store: MemoryStore, tmp_path: Path) -> None:
     """A bucket one may only read serves; that nothing is put there is said once."""
     values = put_tensor(machine(tmp_path / "a", store), key(1), FLOAT32, (50,))
@@ -410,6 +454,16 @@ def test_a_large_plan_takes_few_requests(store: MemoryStore, tmp_path: Path, lis
     assert len(lists) == 256
     there.lookup(keys)
     assert len(lists) == 256
+
+
+def test_a_run_begins_with_fresh_answers(store: MemoryStore, tmp_path: Path) -> None:
+    """What others put there since the last run is found by the next one in the same process."""
+    here, there = machine(tmp_path / "a", store), machine(tmp_path / "b", store)
+    assert there.lookup([key(1)]) == {}
+    here.write_record(key(1), {}, ABOUT)
+    here.settle()
+    there.check()
+    assert key(1) in there.lookup([key(1)])
 
 
 def test_a_huge_store_takes_no_more_than_two_requests_a_key(

@@ -13,7 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,29 +166,46 @@ def test_a_plan_knows_what_others_computed(url: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "b").rglob("c.*"))
 
 
-def test_a_poisoned_entry_is_found_and_replaced(url: str, tmp_path: Path) -> None:
-    """A byte flipped in the bucket: the next machine says which entry of which store, computes it, and mends it."""
-    folder = three_models(tmp_path) or tmp_path
-    (folder / "recipe.yaml").write_text(ALWAYS)
-
-    def run(name: str) -> list[str]:
-        shared(tmp_path / name, url)
-        how = Options(cache=CachePlace(tmp_path / name, url), state=tmp_path / f"{name}-state")
-        report = mergeflow.run(folder / "recipe.yaml", tmp_path / f"{name}-out", options=how)
-        return list(report.warnings)
-
-    assert run("a") == []
+def flip_a_byte(url: str, folder: Path) -> str:
+    """Changes a byte of the largest object, and returns its key."""
     store = from_url(url)
     name = max(names(url), key=lambda name: names(url)[name])
     content = bytearray(obstore.get(store, name).bytes())
     content[100] ^= 1
     obstore.put(store, name, bytes(content))
+    return name.split("/")[2]
 
-    (warning,) = run("b")
+
+def put_another_tensor(url: str, folder: Path) -> str:
+    """Puts a tensor of another shape in the place of the largest one, properly sealed, and returns the key."""
+    name = max(names(url), key=lambda name: names(url)[name])
+    obstore.delete(from_url(url), name)
     poisoned = name.split("/")[2]
+    put_tensor(shared(folder / "stranger", url), poisoned, FLOAT32, (3, 5))
+    return poisoned
+
+
+@pytest.mark.parametrize(
+    ("poison", "words"), [(flip_a_byte, "not those of their digest"), (put_another_tensor, "float32[3, 5]")]
+)
+def test_a_poisoned_entry_is_found_and_replaced(
+    url: str, tmp_path: Path, poison: Callable[[str, Path], str], words: str
+) -> None:
+    """Bytes or a whole entry exchanged in the bucket: the next machine says which entry, computes it, and mends it."""
+    three_models(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(ALWAYS)
+
+    def run(name: str) -> list[str]:
+        shared(tmp_path / name, url)
+        how = Options(cache=CachePlace(tmp_path / name, url), state=tmp_path / "state")
+        report = mergeflow.run(tmp_path / "recipe.yaml", tmp_path / f"{name}-out", options=how)
+        return list(report.warnings)
+
+    assert run("a") == []
+    poisoned = poison(url, tmp_path)
+    (warning,) = run("b")
     assert poisoned[:12] in warning
-    assert url in warning
-    assert "not those of their digest" in warning
+    assert words in warning
     assert run("c") == []
     assert digests(tmp_path / "a-out") == digests(tmp_path / "b-out") == digests(tmp_path / "c-out")
 

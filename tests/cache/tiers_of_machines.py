@@ -11,7 +11,8 @@ from obstore.store import MemoryStore
 
 from mergeflow.cache.document import Secret
 from mergeflow.cache.remote import Remote
-from mergeflow.cache.tiers import Sharing, TieredCache
+from mergeflow.cache.sharing import Sharing
+from mergeflow.cache.tiers import TieredCache
 
 URL = "s3://bucket/prefix"
 

@@ -26,6 +26,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dask.threaded  # noqa: F401
 from three_steps import options
@@ -146,19 +147,24 @@ def one_kill(folder: Path, scenario: Scenario, number: int, draw: random.Random)
 
 
 def prepare(folder: Path, name: str) -> Scenario:
-    """Run every recipe once, undisturbed."""
+    """Run every recipe once, undisturbed, and once more what is going to be killed."""
     states: States = {}
     for recipe in ("earlier", "recipe", *(["after"] if name == "edited" else [])):
-        place = folder / f"made-{recipe}"
-        place.mkdir()
-        began = time.perf_counter()
-        assert not forked(lambda place=place, recipe=recipe: merge(folder, place, recipe))
-        report = json.loads((place / "report.json").read_text())
-        for step, path in outputs(place, list(report["shards"])).items():
+        report, _ = undisturbed(folder, folder / f"made-{recipe}", recipe)
+        for step, path in outputs(folder / f"made-{recipe}", list(report["shards"])).items():
             states.setdefault(step, {"absent": {}})["new" if recipe == "recipe" else recipe] = raw_bytes(path)
-        if recipe == "recipe":
-            usual = time.perf_counter() - began, report["events"]
-    return Scenario(name, *usual, states)
+    report, seconds = undisturbed(folder, folder / "usual", "recipe", in_place=name == "in-place")
+    return Scenario(name, seconds, report["events"], states)
+
+
+def undisturbed(folder: Path, place: Path, recipe: str, in_place: bool = False) -> tuple[dict[str, Any], float]:
+    """The report of a run that nobody kills, and its seconds; in place, it is one over the earlier output."""
+    place.mkdir()
+    if in_place:
+        shutil.copytree(folder / "made-earlier" / "out", place / "out", copy_function=shutil.copy2)
+    began = time.perf_counter()
+    assert not forked(lambda: merge(folder, place, recipe, in_place))
+    return json.loads((place / "report.json").read_text()), time.perf_counter() - began
 
 
 def main(folder: Path, kills: int, name: str) -> None:

@@ -50,13 +50,15 @@ def kills(tmp_path_factory: pytest.TempPathFactory, scenario: str) -> list[dict[
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_kills_hit(kills: list[dict[str, dict[str, object]]]) -> None:
-    """Most of the runs were killed before their end, some of them with files complete and some without."""
+def test_the_kills_hit(kills: list[dict[str, dict[str, object]]], scenario: str) -> None:
+    """Many of the runs were killed before their end, some of them with files complete and some without."""
     interrupted = [kill for kill in kills if kill["killed"] and set(kill["found"].values()) != {"new"}]
-    assert len(interrupted) >= 0.6 * len(kills)
+    assert len(interrupted) >= 0.4 * len(kills)
     complete = [any(kill["complete"].values()) for kill in interrupted]
     assert any(complete)
     assert not all(complete)
+    files = [name for kill in interrupted for names in kill["complete"].values() for name in names]
+    assert all(name.endswith(".patch") == (scenario == "in-place") for name in files)
 
 
 def test_nothing_half_written_is_seen(kills: list[dict[str, dict[str, object]]], scenario: str) -> None:

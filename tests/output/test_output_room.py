@@ -52,7 +52,23 @@ def test_an_error_of_the_system_says_what_could_not_be_done(tmp_path: Path) -> N
     assert caught.value.exit_code == 3
 
 
-@pytest.mark.parametrize("line", [b"", b"{", b"[]", b'{"file": "a"}', b"\xff", b"null"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"file": "a"}',
+        b"\xff",
+        b"null",
+        b"[" * 100_000,
+        b'{"file": "shard", "key": "key", "inode": [1], "size": 1, "mtime_ns": 0}',
+        b'{"file": "shard", "file": "shard", "key": "key", "inode": 1, "size": 1, "mtime_ns": 0}',
+        b'{"file": "sh\\u0000ard", "key": "key", "inode": 1, "size": 1, "mtime_ns": 0}',
+        b'{"file": "shard", "key": "' + b"k" * 5000 + b'", "inode": 1, "size": 1, "mtime_ns": 0}',
+    ],
+    ids=lambda line: line[:20].decode(errors="replace"),
+)
 def test_a_damaged_journal_line_is_passed_over(tmp_path: Path, line: bytes) -> None:
     """What cannot be read is not complete; the lines around it still count."""
     (tmp_path / "shard").write_bytes(b"x")
@@ -74,7 +90,7 @@ def test_a_journal_cannot_point_outside_its_folder(tmp_path: Path) -> None:
 
 def test_the_room_needs_no_tensor_library() -> None:
     """Laying out, comparing and publishing import neither torch nor zarr nor dask: a plan must start fast."""
-    modules = "card carry compare config disk files journal layout lock publish room run_lock staging target transfer"
+    modules = "card carry compare config copies disk files in_place journal layout lock patching publish room run_lock staging target transfer"
     script = f"""
 import importlib, sys
 for name in {modules.split()!r}:

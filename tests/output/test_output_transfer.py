@@ -49,6 +49,55 @@ def test_copy_range_copies_exactly_the_range(
     assert (folder / "target").read_bytes() == b"." * target_offset + wanted + rest
 
 
+@given(
+    source_offset=st.integers(0, 9000),
+    target_offset=st.integers(0, 9000),
+    nbytes=st.integers(0, 20_000),
+    same=st.booleans(),
+)
+def test_whole_blocks_are_shared_and_the_rest_is_copied(
+    tmp_path_factory: pytest.TempPathFactory, source_offset: int, target_offset: int, nbytes: int, same: bool
+) -> None:
+    """Where a file system shares blocks, only whole ones at whole offsets are asked for, and every byte arrives once."""
+    folder = tmp_path_factory.mktemp("clone")
+    target_offset = source_offset + 4096 * (target_offset // 4096) if same else target_offset
+    content = os.urandom(30_000)
+    (folder / "source").write_bytes(content)
+    (folder / "target").write_bytes(bytes(40_000))
+    shared, counted = [], []
+
+    def clone(source: int, target: int, count: int, start: int, to: int) -> int:
+        assert count > 0
+        assert (count % 4096, start % 4096, to % 4096) == (0, 0, 0)
+        shared.append(count)
+        return os.pwrite(target, os.pread(source, count, start), to)
+
+    with (folder / "source").open("rb") as source, (folder / "target").open("rb+") as target:
+        files = source.fileno(), source_offset, target.fileno(), target_offset
+        copy_range(*files, nbytes, clone=clone, copied=counted.append)
+    wanted = content[source_offset : source_offset + nbytes]
+    assert (folder / "target").read_bytes()[target_offset : target_offset + nbytes] == wanted
+    assert sum(counted) == nbytes
+    if same and nbytes >= 2 * 4096:
+        assert nbytes - sum(shared) < 2 * 4096
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_fails_while_it_shares_is_an_error(tmp_path: Path, number: int) -> None:
+    """A refusal to share means copying; a full or broken disk is told."""
+
+    def clone(*_: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "source").write_bytes(bytes(8192))
+    with (
+        (tmp_path / "source").open("rb") as source,
+        (tmp_path / "target").open("wb") as target,
+        pytest.raises(OSError, match=os.strerror(number)),
+    ):
+        copy_range(source.fileno(), 0, target.fileno(), 0, 8192, clone=clone)
+
+
 @pytest.mark.parametrize("copy", COPIES)
 def test_a_source_that_ends_too_early_is_an_error(tmp_path: Path, copy: KernelCopy) -> None:
     """Asked for more bytes than there are, a copy fails instead of leaving a hole."""

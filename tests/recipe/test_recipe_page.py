@@ -21,8 +21,10 @@ def blocks() -> list[str]:
 def test_every_piece_of_the_page_is_right() -> None:
     """Each piece of YAML is a recipe, or fields of one, without an error."""
     merge = "merge_method: linear\nmodels: [{model: ./a}]\n"
-    before = {"mergeflow:": "", "models:": step_with(merge), "steps:": "mergeflow: 1\n"}
-    assert len(blocks()) == 5
+    swept = "merge_method: ties\nbase_model: ./a\nmodels: [{model: ./b, parameters: {weight: '${t}'}}]\n"
+    swept = step_with(swept + "parameters: {density: '${density}'}\n")
+    before = {"mergeflow:": "", "models:": step_with(merge), "steps:": "mergeflow: 1\n", "sweep:": swept}
+    assert len(blocks()) == 6
     for block in blocks():
         start = block.split()[0]
         text = step_with(merge + block) if start in ("parameters:", "tokenizer:") else before[start] + block

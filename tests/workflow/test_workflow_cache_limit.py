@@ -14,7 +14,7 @@ import mergeflow
 from mergeflow.cache import store
 from mergeflow.cache.index import survey
 from mergeflow.cache.leases import names_of_leases
-from mergeflow.cache.limit import evict, taken
+from mergeflow.cache.limit import evict
 from mergeflow.cache.pins import Pin, write_pin
 from mergeflow.cache.protection import Protection
 from mergeflow.cache.store import Cache
@@ -44,7 +44,7 @@ def cache_of(folder: Path) -> Cache:
 
 
 def size(folder: Path) -> int:
-    return sum(map(taken, survey(cache_of(folder).folders, None)))
+    return survey(cache_of(folder).folders, None).taken
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -67,10 +67,17 @@ def test_after_a_run_the_cache_is_within_its_limit(folder: Path) -> None:
     assert "--cache-limit or $MERGEFLOW_CACHE_LIMIT" in warnings[0]
 
 
+def test_the_first_run_over_new_models_says_it_too(folder: Path) -> None:
+    """Also where keys are known only when the inputs were hashed, which is while they are merged."""
+    report = run(folder, cache_limit=20_000)
+    assert size(folder) <= 20_000
+    assert sum("did not fit into the cache's limit of 0.02 MB" in warning for warning in report.warnings) == 1
+
+
 def test_what_other_recipes_left_goes_first(folder: Path) -> None:
     """A run takes the room of entries that nobody has used since, without a word; its own stay."""
     run(folder)
-    old = {entry.key for entry in survey(cache_of(folder).folders, None)}
+    old = {entry.key for entry in survey(cache_of(folder).folders, None).entries()}
     for key in old:
         os.utime(cache_of(folder).folders.entry(key), (1e9, 1e9))
     full = size(folder)
@@ -99,18 +106,18 @@ def test_pins_stay_whatever_the_limit(folder: Path) -> None:
     """A pinned entry of another recipe outlives a run that has no room."""
     run(folder)
     cache = cache_of(folder)
-    pinned = frozenset(entry.key for entry in survey(cache.folders, None)[:3])
+    pinned = frozenset(entry.key for entry in survey(cache.folders, None).entries()[:3])
     write_pin(cache.folders, Pin("mine", pinned))
     (folder / "recipe.yaml").write_text(ALWAYS.replace("0.5", "0.4"))
     run(folder, cache_limit=0)
-    assert {entry.key for entry in survey(cache.folders, None)} == pinned
+    assert {entry.key for entry in survey(cache.folders, None).entries()} == pinned
 
 
 def test_a_run_holds_a_lease_on_what_it_needs(folder: Path) -> None:
     """While it merges nothing of its recipe can be evicted; when it ends, by success or error, there is no lease."""
     run(folder)
     cache = cache_of(folder)
-    before = {entry.key for entry in survey(cache.folders, None)}
+    before = {entry.key for entry in survey(cache.folders, None).entries()}
     seen: list[frozenset[str]] = []
 
     def others(event: Event) -> None:
@@ -167,7 +174,7 @@ def test_a_full_disk_of_the_cache_fails_no_run(folder: Path, monkeypatch: pytest
         monkeypatch.undo()
         assert weights(folder) == expected
         assert sum("the cache's disk is full" in warning for warning in report.warnings) == 1
-        found = survey(Cache(folder / f"cache{allowed}").folders, None)
+        found = survey(Cache(folder / f"cache{allowed}").folders, None).entries()
         assert all(entry.kind != "damaged" for entry in found)
 
 
